@@ -1,0 +1,74 @@
+"""How E[g²] and E[Δx²] are stored: in which dtype, and what fits into it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+_SUPPORTED = ("float16", "bfloat16", "float32", "float64")
+
+
+def storage_dtype(requested: DTypeLike | None, parameter_dtype: DTypeLike) -> jnp.dtype:
+    """The dtype of a parameter's accumulators: as requested, or at least float32."""
+    if requested is not None:
+        return jax.dtypes.canonicalize_dtype(requested)
+    return arithmetic_dtype(parameter_dtype)
+
+
+def check_requested(accumulator_dtype: Any) -> DTypeLike | None:
+    """Return the dtype if accumulators can be stored in it.
+
+    Raises:
+      ValueError: If they cannot; the message lists the dtypes that they can.
+    """
+    if accumulator_dtype is None:
+        return None
+    try:
+        name = jnp.dtype(accumulator_dtype).name
+    except TypeError:
+        name = repr(accumulator_dtype)
+    if name not in _SUPPORTED:
+        raise ValueError(
+            f"accumulator_dtype must be None or one of {', '.join(_SUPPORTED)}; "
+            f"got {name}."
+        )
+    return jnp.dtype(name)
+
+
+def arithmetic_dtype(*dtypes: DTypeLike) -> jnp.dtype:
+    """The real dtype to calculate in, given the dtypes of the arrays involved."""
+    widest = max(jnp.finfo(dtype).dtype.itemsize for dtype in dtypes)
+    return jnp.dtype(jnp.float64 if widest == 8 else jnp.float32)
+
+
+def largest_gradient(dtype: DTypeLike) -> float:
+    """The largest |g| that accumulators of this dtype have room for.
+
+    Its square is a quarter of the dtype's largest number: E[g²] stays below g²,
+    and E[Δx²] below about 2 g².
+    """
+    return 2.0 ** (jnp.finfo(dtype).maxexp // 2 - 1)
+
+
+def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
+    """An accumulator of zeros with the parameter's shape and sharding."""
+    return jnp.zeros_like(parameter, dtype=dtype)
+
+
+def read(stored: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The accumulator's values, for arithmetic in ``dtype``."""
+    return stored.astype(dtype)
+
+
+def write(values: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``values`` stored as ``like`` is, and the values to go on calculating with.
+
+    Those are the stored ones: what is calculated from them alone lets an
+    accumulator overwrite the old one without a copy. Only float16 is too narrow
+    for it, since E[Δx²] underflows there to a number that says nothing.
+    """
+    stored = values.astype(like.dtype)
+    if like.dtype == jnp.float16:
+        return stored, values
+    return stored, read(stored, values.dtype)

@@ -1,0 +1,97 @@
+"""What a run looks like from inside: the effective learning rate."""
+
+import functools
+from typing import Any
+
+import jax
+import optax
+
+from adadelta_tx import _accumulators as accumulators
+from adadelta_tx import _recurrence as recurrence
+from adadelta_tx._transform import POSITIVE, number
+
+
+def effective_learning_rate(state: optax.OptState, eps: float = 1e-6) -> Any:
+    r"""The factor between gradient and update, element by element.
+
+    .. math::
+
+      \frac{\mathrm{RMS}[\Delta x]}{\mathrm{RMS}[g]}
+        = \sqrt{\frac{E[\Delta x^2] + \epsilon}{E[g^2] + \epsilon}}
+
+    It is what a learning rate is to plain gradient descent, one for each element
+    of each parameter (Zeiler 2012, section 4.2). It does not include the global
+    ``learning_rate``.
+
+    Args:
+      state: A state of :func:`adadelta_tx.adadelta`,
+        :func:`adadelta_tx.scale_by_adadelta` or ``optax.adadelta``, by itself or
+        anywhere inside the state of a chain or a wrapper. Where
+        :func:`optax.partition` or :func:`optax.masked` gave each of several
+        Adadeltas its own parameters, their rates are put together.
+      eps: The :math:`\epsilon` that the transformation was made with.
+
+    Returns:
+      A tree like the parameters: arrays of their shapes, in the accumulators'
+      dtypes but at least float32. A leaf that no Adadelta updates is an
+      :class:`optax.MaskedNode`.
+
+    Raises:
+      ValueError: If there is no Adadelta in ``state``, if two of them have the
+        same parameter, or if ``eps`` is not above 0.
+
+    Examples:
+      >>> import adadelta_tx
+      >>> import jax.numpy as jnp
+      >>> tx = adadelta_tx.adadelta()
+      >>> params = {"w": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> adadelta_tx.effective_learning_rate(state)
+      {'w': Array([1., 1.], dtype=float32)}
+      >>> _, state = tx.update({"w": jnp.array([1.0, 100.0])}, state, params)
+      >>> [f"{rate:.1e}" for rate in adadelta_tx.effective_learning_rate(state)["w"]]
+      ['6.3e-03', '6.3e-05']
+    """
+    eps = number("eps", eps, *POSITIVE)
+    found = [
+        node
+        for node in jax.tree.leaves(state, is_leaf=_is_adadelta_state)
+        if _is_adadelta_state(node)
+    ]
+    if not found:
+        raise ValueError(
+            "There is no Adadelta in this state: nothing in it is an "
+            "optax.ScaleByAdaDeltaState. Pass what init or update returned."
+        )
+
+    def rate(s: jax.Array, d: jax.Array) -> jax.Array:
+        dtype = accumulators.arithmetic_dtype(s.dtype)
+        return recurrence.rms_ratio(
+            accumulators.read(s, dtype), accumulators.read(d, dtype), eps
+        )
+
+    rates = [jax.tree.map(rate, node.e_g, node.e_x) for node in found]
+    return functools.reduce(_merge, rates)
+
+
+def _is_adadelta_state(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdaDeltaState)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _merge(left: Any, right: Any) -> Any:
+    if _is_masked(left):
+        return right
+    if _is_masked(right):
+        return left
+    # One level at a time: a MaskedNode may stand for a whole subtree.
+    children, treedef = jax.tree.flatten(left, is_leaf=lambda x: x is not left)
+    if any(child is left for child in children):
+        raise ValueError(
+            "Two Adadeltas in this state have the same parameter; pass the "
+            "ScaleByAdaDeltaState of one of them."
+        )
+    return treedef.unflatten(map(_merge, children, treedef.flatten_up_to(right)))

@@ -1,0 +1,108 @@
+"""Adadelta's recurrence for one array, in the order that overwrites its inputs.
+
+With ``g`` the gradient, ``s`` = E[g²] and ``d`` = E[Δx²], Zeiler (2012,
+https://arxiv.org/abs/1212.5701, Algorithm 1) writes::
+
+    s ← ρ s + (1 − ρ) g²
+    u = g √((d + ε) / (s + ε))
+    d ← ρ d + (1 − ρ) u²
+
+There ``u`` and the new ``d`` both need the old ``d``, so a compiler must copy
+it. Here ``d`` goes first, and ``u`` recovers what it needs from the new ``d``::
+
+    s ← ρ s + (1 − ρ) g²
+    d ← ρ d + (1 − ρ) g² (d + ε) / (s + ε)
+    u = g √((d + ρ ε) / (ρ (s + ε) + (1 − ρ) g²))
+
+Substituting the second line into the third gives the paper's ``u``. All terms
+are non-negative, so nothing cancels.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Scalar = float | jax.Array
+
+
+class Coefficients(NamedTuple):
+    """What the three equations multiply by and add, for one dtype."""
+
+    rho: Scalar
+    one_minus_rho: Scalar
+    rho_d: Scalar
+    eps: Scalar
+
+
+def coefficients(rho: Scalar, eps: Scalar, dtype: jnp.dtype) -> Coefficients:
+    """Prepare the hyperparameters for arithmetic in the real ``dtype``.
+
+    At ρ = 0 the new ``d`` says nothing of the old one where ``g`` is 0, and the
+    third equation is 0 / 0. A ρ of the rounding error squared in ``d`` alone
+    keeps it defined and changes no digit; ε has the least value for which the
+    product of the two is a normal number.
+    """
+    info = jnp.finfo(dtype)
+    rho_floor = float(info.eps) ** 2
+    return Coefficients(
+        rho=_in_dtype(rho, dtype),
+        one_minus_rho=_in_dtype(1 - rho, dtype),
+        rho_d=_at_least(_in_dtype(rho, dtype), rho_floor),
+        eps=_at_least(_in_dtype(eps, dtype), float(info.tiny) / rho_floor),
+    )
+
+
+def bounded(g: jax.Array, bound: float) -> jax.Array:
+    """Shorten ``g`` to ``bound``, beyond which its square has no room.
+
+    The equations use ``g`` only through this one operation: XLA repeats a
+    single unary operation in each pass rather than store its result, and so
+    also whatever computes ``g`` element by element (clipping, weight decay).
+    """
+    if jnp.iscomplexobj(g):
+        longest = jnp.maximum(jnp.abs(g.real), jnp.abs(g.imag))
+        shrink = bound / 2 / jnp.maximum(longest, bound / 2)
+        return lax.complex(g.real * shrink, g.imag * shrink)
+    return jnp.clip(g, -bound, bound)
+
+
+def next_e_g(g: jax.Array, s: jax.Array, c: Coefficients) -> jax.Array:
+    """E[g²] after the gradient ``g``."""
+    return c.rho * s + _new_share(g, c)
+
+
+def next_e_x(g: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
+    """E[Δx²] after the gradient ``g``, given the new ``s`` and the old ``d``."""
+    # The quotient is at most 1, so the product cannot overflow.
+    return c.rho_d * d + _new_share(g, c) / (s + c.eps) * (d + c.eps)
+
+
+def update(g: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
+    """``u``, the update before its learning rate, given the new ``s`` and ``d``."""
+    numerator = d + c.rho_d * c.eps
+    denominator = c.rho_d * (s + c.eps) + _new_share(g, c)
+    # Two roots: the quotient of a small d and a huge s underflows in float32.
+    return g * (jnp.sqrt(numerator) / jnp.sqrt(denominator))
+
+
+def rms_ratio(s: jax.Array, d: jax.Array, eps: Scalar) -> jax.Array:
+    """RMS[Δx] / RMS[g], where RMS[·] = √(E[·²] + ε)."""
+    return jnp.sqrt(d + eps) / jnp.sqrt(s + eps)
+
+
+def _new_share(g: jax.Array, c: Coefficients) -> jax.Array:
+    # (1 − ρ) (g g), not ((1 − ρ) g) g: the latter is a product of two arrays,
+    # which XLA stores because all three equations read it.
+    if jnp.iscomplexobj(g):
+        return c.one_minus_rho * (jnp.square(g.real) + jnp.square(g.imag))
+    return c.one_minus_rho * jnp.square(g)
+
+
+def _in_dtype(x: Scalar, dtype: jnp.dtype) -> Scalar:
+    return x.astype(dtype) if isinstance(x, jax.Array) else x
+
+
+def _at_least(x: Scalar, floor: float) -> Scalar:
+    return jnp.maximum(x, floor) if isinstance(x, jax.Array) else max(x, floor)

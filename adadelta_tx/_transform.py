@@ -1,0 +1,269 @@
+"""Adadelta as optax gradient transformations: init and update over pytrees."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jax.tree_util import KeyPath, keystr, tree_flatten_with_path
+from jax.typing import ArrayLike, DTypeLike
+
+from adadelta_tx import _accumulators as accumulators
+from adadelta_tx import _recurrence as recurrence
+
+POSITIVE = (lambda x: 0 < x < math.inf, "positive and finite")
+_AT_LEAST_0 = (lambda x: 0 <= x < math.inf, "finite and at least 0")
+_REAL = (jnp.floating, jnp.integer)
+_OTHER_TREE = "The updates' tree is not that of the parameters given to init"
+
+
+def scale_by_adadelta(
+    rho: ArrayLike = 0.95,
+    eps: ArrayLike = 1e-6,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformation:
+    r"""Rescale gradients as Adadelta does.
+
+    See :func:`adadelta_tx.adadelta` for the equations. This is its middle part:
+    the updates have the sign of the gradients and no learning rate.
+
+    Args:
+      rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
+      eps: :math:`\epsilon`, added to both running averages under the roots,
+        above 0.
+      accumulator_dtype: Dtype of both running averages: float16, bfloat16,
+        float32 or float64. ``None`` takes the parameter's, but at least
+        float32, and the real one for a complex parameter.
+
+    Returns:
+      An :class:`optax.GradientTransformation` with an
+      :class:`optax.ScaleByAdaDeltaState`.
+
+    Raises:
+      TypeError: If ``rho`` or ``eps`` is not a number. In ``init`` and
+        ``update``: if a leaf is neither floating-point nor complex.
+      ValueError: If ``rho`` or ``eps`` is a number outside its range, or
+        ``accumulator_dtype`` is none of the above. A traced value is used as it
+        is. In ``update``: if the updates' tree or a leaf's shape is not that of
+        the parameters given to ``init``.
+
+    Examples:
+      >>> import adadelta_tx
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = optax.chain(adadelta_tx.scale_by_adadelta(), optax.scale(-1.0))
+      >>> params = {"w": jnp.array([1.0, -2.0])}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update({"w": jnp.array([10.0, -0.1])}, state)
+      >>> [f"{u:.5f}" for u in updates["w"]]
+      ['-0.00447', '0.00447']
+    """
+    rho = number("rho", rho, lambda x: 0 <= x < 1, "in [0, 1)")
+    eps = number("eps", eps, *POSITIVE)
+    requested_dtype = accumulators.check_requested(accumulator_dtype)
+
+    def init_fn(params: Any) -> optax.ScaleByAdaDeltaState:
+        def zeros(path: KeyPath, leaf: Any) -> jax.Array:
+            dtype = _inexact_dtype(path, leaf, "parameter")
+            return accumulators.zeros(
+                leaf, accumulators.storage_dtype(requested_dtype, dtype)
+            )
+
+        e_g = jax.tree_util.tree_map_with_path(zeros, params)
+        # Not the same arrays twice: a training loop donates both.
+        e_x = jax.tree_util.tree_map_with_path(zeros, params)
+        return optax.ScaleByAdaDeltaState(e_g=e_g, e_x=e_x)
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None
+    ) -> tuple[Any, optax.ScaleByAdaDeltaState]:
+        del params
+        leaves, treedef = tree_flatten_with_path(updates, is_leaf=_is_none)
+        try:
+            e_g = treedef.flatten_up_to(state.e_g)
+            e_x = treedef.flatten_up_to(state.e_x)
+        except ValueError as error:
+            raise ValueError(f"{_OTHER_TREE}: {error}") from error
+        steps = [
+            _leaf_step(path, g, s, d, rho, eps)
+            for (path, g), s, d in zip(leaves, e_g, e_x, strict=True)
+        ]
+        updates, e_g, e_x = (
+            treedef.unflatten([step[i] for step in steps]) for i in range(3)
+        )
+        return updates, optax.ScaleByAdaDeltaState(e_g=e_g, e_x=e_x)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def adadelta(
+    learning_rate: optax.ScalarOrSchedule | None = 1.0,
+    rho: ArrayLike = 0.95,
+    eps: ArrayLike = 1e-6,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
+    *,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""The Adadelta optimizer.
+
+    A drop-in for :func:`optax.adadelta` with the paper's defaults. For a
+    parameter :math:`x` with gradient :math:`g`, element by element:
+
+    .. math::
+
+      \begin{align*}
+        s_t &= \rho s_{t-1} + (1 - \rho) |g_t|^2 \\
+        u_t &= g_t \sqrt{(d_{t-1} + \epsilon) / (s_t + \epsilon)} \\
+        d_t &= \rho d_{t-1} + (1 - \rho) |u_t|^2 \\
+        x_t &= x_{t-1} - \alpha u_t
+      \end{align*}
+
+    where :math:`s` = E[g²] and :math:`d` = E[Δx²] start at 0 and :math:`\alpha`
+    is the learning rate. The same numbers are calculated in another order, one
+    in which each array overwrites its input. So where the step is compiled with
+    parameters and state donated, it needs no memory of its own.
+
+    Any finite gradient gives a finite update and state. One whose square has no
+    room in the accumulators' dtype counts as the largest that has: about 9e18
+    for float32 and bfloat16, 7e153 for float64, 128 for float16. A NaN stays
+    one; wrap with :func:`optax.apply_if_finite` to skip such steps.
+
+    Args:
+      learning_rate: Global factor :math:`\alpha`, a number of at least 0 or a
+        schedule. The default 1 leaves the step as the recurrence gives it;
+        ``None`` means the same. (``optax.adadelta`` with ``None``, its default,
+        does not flip the sign, so its updates climb the loss.)
+      rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
+      eps: :math:`\epsilon`, above 0. It has the units of :math:`g^2` in one
+        place and of :math:`x^2` in the other; its root sets the first steps.
+      weight_decay: Factor of at least 0, or a schedule, with which the
+        parameters are added to the gradients before the scaling.
+      weight_decay_mask: A tree of booleans with the parameters' structure or a
+        prefix of it, or a function from parameters to one: ``True`` where
+        weights decay. ``None`` means everywhere.
+      accumulator_dtype: Dtype of both running averages: float16, bfloat16,
+        float32 or float64. ``None`` takes the parameter's, but at least
+        float32, and the real one for a complex parameter.
+
+    Returns:
+      An :class:`optax.GradientTransformationExtraArgs`. Its state has the
+      structure of ``optax.adadelta``'s, two accumulators of the parameter's
+      shape a leaf. Updates have the gradients' shapes and dtypes. ``update``
+      needs ``params``.
+
+    Raises:
+      TypeError: If a hyperparameter is not a number. In ``init`` and
+        ``update``: if a leaf is neither floating-point nor complex.
+      ValueError: If a hyperparameter is a number outside its range, or
+        ``accumulator_dtype`` is none of the above. A traced value is used as it
+        is. In ``update``: if the updates' tree or a leaf's shape is not that of
+        the parameters given to ``init``.
+
+    Examples:
+      >>> import adadelta_tx
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> def loss(x):
+      ...     return jnp.sum(x**2)
+      >>> tx = adadelta_tx.adadelta()
+      >>> params = jnp.array([1.0, 2.0, 3.0])
+      >>> state = tx.init(params)
+      >>> @jax.jit
+      ... def step(params, state):
+      ...     updates, state = tx.update(jax.grad(loss)(params), state, params)
+      ...     return optax.apply_updates(params, updates), state
+      >>> for _ in range(3):
+      ...     params, state = step(params, state)
+      ...     print(f"{loss(params):.3f}")
+      13.946
+      13.909
+      13.876
+
+    References:
+      Zeiler, `ADADELTA: An Adaptive Learning Rate Method
+      <https://arxiv.org/abs/1212.5701>`_, 2012
+    """
+    if learning_rate is None:
+        learning_rate = 1.0
+    if not callable(learning_rate):
+        learning_rate = number("learning_rate", learning_rate, *_AT_LEAST_0)
+    if not callable(weight_decay):
+        weight_decay = number("weight_decay", weight_decay, *_AT_LEAST_0)
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, weight_decay_mask),
+        scale_by_adadelta(rho, eps, accumulator_dtype=accumulator_dtype),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def number(
+    name: str, value: Any, in_range: Callable[[float], bool], range_: str
+) -> Any:
+    """Return a number as a float if it is in range, and a traced value as it is.
+
+    Raises:
+      TypeError: If the value is not a real number.
+      ValueError: If it is out of range.
+    """
+    if isinstance(value, Tracer):
+        return value
+    array = np.asarray(value)
+    if array.ndim or not any(jnp.issubdtype(array.dtype, kind) for kind in _REAL):
+        raise TypeError(f"{name} must be a real number, got {value!r}.")
+    if not in_range(float(array)):
+        raise ValueError(f"{name} must be {range_}, got {value}.")
+    return float(array)
+
+
+def _leaf_step(
+    path: KeyPath, g: Any, s: Any, d: Any, rho: Any, eps: Any
+) -> tuple[Any, Any, Any]:
+    """The update, E[g²] and E[Δx²] of one leaf; without a gradient, no change."""
+    if g is None:
+        return None, s, d
+    dtype = _inexact_dtype(path, g, "gradient")
+    if not jax.tree_util.all_leaves((s, d)):
+        raise ValueError(f"{_OTHER_TREE}: one array{_at(path)} for a whole tree.")
+    g, s, d = jnp.asarray(g), jnp.asarray(s), jnp.asarray(d)
+    if g.shape != s.shape:
+        raise ValueError(
+            f"The gradient{_at(path)} has shape {g.shape}, but its parameter had "
+            f"{s.shape} in init."
+        )
+    real = accumulators.arithmetic_dtype(dtype, s.dtype)
+    c = recurrence.coefficients(rho, eps, real)
+    exact = g.astype(jnp.result_type(real, 1j) if jnp.iscomplexobj(g) else real)
+    exact = recurrence.bounded(exact, accumulators.largest_gradient(s.dtype))
+    s, new_s = accumulators.write(
+        recurrence.next_e_g(exact, accumulators.read(s, real), c), s
+    )
+    d, new_d = accumulators.write(
+        recurrence.next_e_x(exact, new_s, accumulators.read(d, real), c), d
+    )
+    u = recurrence.update(exact, new_s, new_d, c)
+    return u.astype(g.dtype), s, d
+
+
+def _inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
+    dtype = jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"The {what}{_at(path)} has dtype {dtype}; Adadelta needs floating-point "
+            "or complex numbers. Leave it out with optax.masked or optax.partition."
+        )
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def _at(path: KeyPath) -> str:
+    return f" at {keystr(path)}" if path else ""
+
+
+def _is_none(x: Any) -> bool:
+    return x is None

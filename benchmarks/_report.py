@@ -1,0 +1,57 @@
+"""What every benchmark prints and writes: the machine, a table, a result file."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as they are kept with each result."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "jaxlib", "optax", "numpy")},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
+    }
+
+
+def temporary_bytes(compiled: jax.stages.Compiled) -> int:
+    """What a compiled program allocates beside its arguments and results."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise RuntimeError("This backend does not say how much memory a program takes.")
+    return memory.temp_size_in_bytes
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned: the first left, the others right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(aligned)} |"
+
+    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+def write(name: str, results: Any) -> Path:
+    """Writes results as JSON, with the command and the environment."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    arguments = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    document = {"command": arguments, **environment(), "results": results}
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    return path

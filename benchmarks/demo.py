@@ -1,0 +1,241 @@
+"""Trains a classifier of handwritten digits with four optimizers, side by side.
+
+Prints a table and draws the losses, and the effective learning rate that
+Adadelta found for each layer. The data are scikit-learn's: 1797 digits of 8 x 8
+pixels. Exits with an error if Adadelta misses 95 % test accuracy.
+"""
+
+import argparse
+import functools
+import itertools
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+import optax
+from matplotlib import pyplot as plt
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from tqdm import tqdm
+
+import adadelta_tx
+from benchmarks import _report as report
+
+OPTIMIZERS = {
+    "adadelta_tx.adadelta()": adadelta_tx.adadelta(),
+    "optax.adadelta(1.0)": optax.adadelta(1.0),
+    "optax.sgd(0.1)": optax.sgd(0.1),
+    "optax.adam(1e-3)": optax.adam(1e-3),
+}
+OURS = "adadelta_tx.adadelta()"
+LAYERS = (64, 256, 128, 10)
+BATCH = 32
+REQUIRED_ACCURACY = 0.95
+
+
+class Run(NamedTuple):
+    """One optimizer's training run."""
+
+    accuracy: float
+    """On the test digits, in [0, 1]."""
+    seconds: float
+    """Of training, without compilation."""
+    state_bytes: int
+    """Of the optimizer's state."""
+    temporary_bytes: int
+    """That the optimizer's step takes beside parameters, gradients and state."""
+    losses: list[float]
+    """Mean training loss of each epoch."""
+    rates: list[list[float]]
+    """Median effective learning rate of each layer's weights, by epoch."""
+
+
+def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training images, test images, training labels, test labels; pixels in [0, 1]."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels, test_size=360, random_state=0, stratify=labels
+    )
+    return train_images, test_images, train_labels, test_labels
+
+
+def initial_parameters(key: jax.Array) -> list[dict[str, jax.Array]]:
+    """A multilayer perceptron's weights (He) and biases (zero)."""
+    init = jax.nn.initializers.he_normal()
+    keys = jax.random.split(key, len(LAYERS) - 1)
+    shapes = itertools.pairwise(LAYERS)
+    return [
+        {"w": init(k, shape), "b": jnp.zeros(shape[1])}
+        for k, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+def logits(params: Any, images: jax.Array) -> jax.Array:
+    """Class scores, of shape ``(..., 10)``."""
+    *hidden, last = params
+    for layer in hidden:
+        images = jax.nn.relu(images @ layer["w"] + layer["b"])
+    return images @ last["w"] + last["b"]
+
+
+def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy, in nats."""
+    scores = logits(params, images)
+    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+
+
+def train(tx: optax.GradientTransformation, epochs: int, progress: Any) -> Run:
+    """Trains from the same initial parameters, on the same batches, every time."""
+    train_images, test_images, train_labels, test_labels = map(jnp.asarray, digits())
+    batches = len(train_images) // BATCH
+
+    def optimizer_step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def epoch(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
+        def step(carry: Any, rows: jax.Array) -> tuple[Any, jax.Array]:
+            params, state = carry
+            value, grads = jax.value_and_grad(loss)(
+                params, train_images[rows], train_labels[rows]
+            )
+            return optimizer_step(params, state, grads), value
+
+        rows = jax.random.permutation(key, len(train_images))[: batches * BATCH]
+        carry, losses = jax.lax.scan(
+            step, (params, state), rows.reshape(batches, BATCH)
+        )
+        return *carry, losses.mean()
+
+    params = initial_parameters(jax.random.key(0))
+    state = tx.init(params)
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    compiled_step = (
+        jax.jit(optimizer_step, donate_argnums=(0, 1))
+        .lower(params, state, params)
+        .compile()
+    )
+    keys = jax.random.split(jax.random.key(1), epochs)
+    compiled_epoch = epoch.lower(params, state, keys[0]).compile()
+    losses, rates, seconds = [], [], 0.0
+    for key in keys:
+        start = time.perf_counter()
+        params, state, value = jax.block_until_ready(compiled_epoch(params, state, key))
+        seconds += time.perf_counter() - start
+        losses.append(float(value))
+        rates.append(median_rates(state))
+        progress.update()
+    accuracy = jnp.mean(logits(params, test_images).argmax(-1) == test_labels)
+    return Run(
+        accuracy=float(accuracy),
+        seconds=seconds,
+        state_bytes=state_bytes,
+        temporary_bytes=report.temporary_bytes(compiled_step),
+        losses=losses,
+        rates=rates,
+    )
+
+
+def median_rates(state: optax.OptState) -> list[float]:
+    """The median effective learning rate of each layer's weights, if there are any."""
+    try:
+        layers = adadelta_tx.effective_learning_rate(state)
+    except ValueError:
+        return []
+    return [float(jnp.median(layer["w"])) for layer in layers]
+
+
+def draw(runs: dict[str, Run], path: Path) -> None:
+    """Draws the losses, and the effective learning rates of our run."""
+    mpl.rcParams.update({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    styles = ["-", "--", "-.", ":"]
+    for (name, run), style in zip(runs.items(), styles, strict=True):
+        epochs = range(1, len(run.losses) + 1)
+        label = f"{name}, test {run.accuracy:.1%}"
+        left.plot(epochs, run.losses, style, label=label, linewidth=1.8)
+    left.set(
+        title="Handwritten digits: training loss",
+        xlabel="epoch",
+        ylabel="mean cross-entropy of the epoch (nats)",
+        yscale="log",
+    )
+    left.legend()
+    rates = np.array(runs[OURS].rates)
+    for i, style in zip(range(rates.shape[1]), styles, strict=False):
+        label = f"layer {i + 1} ({LAYERS[i]} × {LAYERS[i + 1]})"
+        right.plot(range(1, len(rates) + 1), rates[:, i], style, label=label)
+    right.set(
+        title="Effective learning rate that adadelta_tx found",
+        xlabel="epoch",
+        ylabel="RMS[Δx] / RMS[g], median of the weights",
+        yscale="log",
+        ylim=(None, 1.3),
+    )
+    right.axhline(1.0, color="black", linewidth=0.8, zorder=1)
+    right.annotate(
+        "1: gradients and steps are both far below √ε",
+        (len(rates), 1.0),
+        (0, 5),
+        textcoords="offset points",
+        ha="right",
+    )
+    right.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the demonstration."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo", description=__doc__
+    )
+    parser.add_argument("--epochs", type=int, default=40, help="(default: 40)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=report.RESULTS / "demo.png",
+        help="the picture's file",
+    )
+    options = parser.parse_args(arguments)
+
+    runs = {}
+    total = options.epochs * len(OPTIMIZERS)
+    with tqdm(total=total, unit="epoch", disable=None) as progress:
+        for name, tx in OPTIMIZERS.items():
+            progress.set_description(name)
+            runs[name] = train(tx, options.epochs, progress)
+
+    rows = [
+        [
+            name,
+            f"{run.accuracy:.1%}",
+            f"{run.seconds:.2f}",
+            f"{run.state_bytes:,}",
+            f"{run.temporary_bytes:,}",
+        ]
+        for name, run in runs.items()
+    ]
+    header = ["optimizer", "test accuracy", "seconds", "state bytes", "temporary bytes"]
+    print(report.table(header, rows))
+    print("temporary bytes: of the optimizer's step, parameters and state donated")
+    print(", ".join(f"{key} {value}" for key, value in report.environment().items()))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    draw(runs, options.out)
+    print(f"picture: {options.out}")
+    if runs[OURS].accuracy < REQUIRED_ACCURACY:
+        sys.exit(
+            f"{OURS} reached {runs[OURS].accuracy:.1%} test accuracy after "
+            f"{options.epochs} epochs, less than {REQUIRED_ACCURACY:.0%}."
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Times one optimizer step beside optax.adadelta, on one large float32 leaf.
+
+A step is ``tx.update`` and ``optax.apply_updates`` in one compiled call, with
+parameters and state donated and the gradient not. In each round, each optimizer
+runs three steps, of which the last two are timed: the first one pays for what
+the other left in the caches. The table shows medians. ``temporary bytes`` are
+the compiled program's, beside parameters, gradient and state.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+
+import adadelta_tx
+from benchmarks import _report as report
+
+PEERS = {
+    "adadelta_tx.adadelta()": adadelta_tx.adadelta(),
+    "optax.adadelta(1.0, 0.95)": optax.adadelta(1.0, 0.95),
+}
+
+
+def compiled_step(tx: optax.GradientTransformation, size: int) -> jax.stages.Compiled:
+    """One step for a leaf of ``size`` parameters."""
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
+    state = jax.eval_shape(tx.init, leaf)
+    return jax.jit(step, donate_argnums=(0, 1)).lower(leaf, state, leaf).compile()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the measurement, prints a table and writes the result."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step", description=__doc__
+    )
+    parser.add_argument("--size", type=int, default=30_000_000, help="parameters")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="rounds of two timed runs of each"
+    )
+    options = parser.parse_args(arguments)
+
+    grads = jax.random.normal(jax.random.key(0), (options.size,))
+    steps = {name: compiled_step(tx, options.size) for name, tx in PEERS.items()}
+    trained = {}
+    for name, tx in PEERS.items():
+        params = jnp.zeros(options.size)
+        trained[name] = steps[name](params, tx.init(params), grads)
+    ours, theirs = (params for params, _ in trained.values())
+    if not jnp.allclose(ours, theirs, rtol=1e-5):
+        raise RuntimeError("The peers disagree on the parameters after one step.")
+
+    seconds: dict[str, list[float]] = {name: [] for name in PEERS}
+    for _ in tqdm(range(options.rounds), unit="round", disable=None):
+        for name, step in steps.items():
+            for repetition in range(3):
+                start = time.perf_counter()
+                trained[name] = jax.block_until_ready(step(*trained[name], grads))
+                if repetition:  # the first finds the caches as the peer left them
+                    seconds[name].append(time.perf_counter() - start)
+
+    results = [
+        {
+            "optimizer": name,
+            "parameters": options.size,
+            "median_ms": 1e3 * statistics.median(seconds[name]),
+            "fastest_ms": 1e3 * min(seconds[name]),
+            "slowest_ms": 1e3 * max(seconds[name]),
+            "temporary_bytes": report.temporary_bytes(step),
+        }
+        for name, step in steps.items()
+    ]
+    fastest = min(result["median_ms"] for result in results)
+    rows = [
+        [
+            result["optimizer"],
+            f"{result['median_ms']:.1f}",
+            f"{result['fastest_ms']:.1f} to {result['slowest_ms']:.1f}",
+            f"{result['median_ms'] / fastest:.2f}",
+            f"{result['temporary_bytes']:,}",
+        ]
+        for result in results
+    ]
+    print(f"{options.size:,} float32 parameters, {2 * options.rounds} steps of each")
+    header = ["optimizer", "median ms", "range ms", "ratio", "temporary bytes"]
+    print(report.table(header, rows))
+    print(", ".join(f"{key} {value}" for key, value in report.environment().items()))
+    print(f"written: {report.write('step', results)}")
+
+
+if __name__ == "__main__":
+    main()

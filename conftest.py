@@ -1,0 +1,10 @@
+import chex
+from sybil import Sybil
+from sybil.parsers.markdown import ClearNamespaceParser, PythonCodeBlockParser
+
+# Before JAX starts: the sharding tests want more than one device.
+chex.set_n_cpu_devices(8)
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), ClearNamespaceParser()], patterns=["README.md"]
+).pytest()

@@ -1,0 +1,92 @@
+"""effective_learning_rate against its formula in NumPy float64."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adadelta_tx
+from tests import textbook
+
+PARAMS = {"w": np.ones((2, 2), np.float32), "b": [np.float32(1.0), None]}
+GRADS = [jax.tree.map(lambda p, k=k: p * k, PARAMS) for k in (3.0, -0.1, 2.0)]
+
+
+def run(tx):
+    state = tx.init(PARAMS)
+    for grads in GRADS:
+        _, state = tx.update(grads, state, PARAMS)
+    return state
+
+
+def expected(rho=0.95, eps=1e-6):
+    *_, (_, s, d) = textbook.adadelta([3.0, -0.1, 2.0], rho, eps)
+    rate = np.sqrt((d + eps) / (s + eps))
+    return jax.tree.map(lambda p: np.full(np.shape(p), rate), PARAMS)
+
+
+WRAPPERS = {
+    "scale_by_adadelta": lambda tx: adadelta_tx.scale_by_adadelta(),
+    "adadelta": lambda tx: tx,
+    "chain": lambda tx: optax.chain(optax.clip(10.0), optax.chain(tx)),
+    "masked": lambda tx: optax.masked(tx, {"w": True, "b": True}),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 1),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 2),
+    "inject_hyperparams": lambda tx: optax.inject_hyperparams(adadelta_tx.adadelta)(),
+    "optax.adadelta": lambda tx: optax.adadelta(1.0, 0.95),
+    "partition": lambda tx: optax.partition({1: tx, 2: tx}, {"w": 1, "b": 2}),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_found_inside(wrapper):
+    rates = adadelta_tx.effective_learning_rate(
+        run(WRAPPERS[wrapper](adadelta_tx.adadelta()))
+    )
+    chex.assert_trees_all_close(rates, expected(), rtol=1e-5)
+
+
+def test_eps_and_accumulator_dtype():
+    tx = adadelta_tx.adadelta(eps=1e-3, accumulator_dtype="bfloat16")
+    rates = jax.jit(adadelta_tx.effective_learning_rate)(run(tx), 1e-3)
+    assert rates["w"].dtype == jnp.float32
+    chex.assert_trees_all_close(rates, expected(eps=1e-3), rtol=0.02)
+
+
+def test_partition_with_frozen_parameters():
+    tx = optax.partition(
+        {"a": adadelta_tx.adadelta(), "frozen": optax.set_to_zero()},
+        {"w": "a", "b": "frozen"},
+    )
+    rates = adadelta_tx.effective_learning_rate(run(tx))
+    np.testing.assert_allclose(rates["w"], expected()["w"], rtol=1e-5)
+    assert jax.tree.leaves(rates["b"]) == []
+
+
+def test_partition_by_a_prefix_and_several_groups():
+    groups = {key: adadelta_tx.adadelta(rho=rho) for key, rho in ((0, 0.95), (1, 0.9))}
+    tx = optax.partition(groups, {"w": 0, "b": [1, None]})
+    rates = adadelta_tx.effective_learning_rate(run(tx))
+    np.testing.assert_allclose(rates["w"], expected()["w"], rtol=1e-5)
+    np.testing.assert_allclose(rates["b"][0], expected(rho=0.9)["b"][0], rtol=1e-5)
+
+
+def test_no_adadelta():
+    with pytest.raises(ValueError, match="There is no Adadelta in this state"):
+        adadelta_tx.effective_learning_rate(optax.adam(1e-3).init(PARAMS))
+    with pytest.raises(ValueError, match="There is no Adadelta in this state"):
+        adadelta_tx.effective_learning_rate(())
+
+
+def test_two_for_one_parameter():
+    tx = optax.chain(adadelta_tx.adadelta(), adadelta_tx.adadelta())
+    with pytest.raises(ValueError, match=r"Two Adadeltas .* same parameter"):
+        adadelta_tx.effective_learning_rate(tx.init(PARAMS))
+
+
+def test_eps_out_of_range():
+    state = adadelta_tx.adadelta().init(PARAMS)
+    with pytest.raises(ValueError, match="eps must be positive and finite, got 0"):
+        adadelta_tx.effective_learning_rate(state, 0)

@@ -1,0 +1,250 @@
+"""adadelta_tx inside optax, as its users combine it."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adadelta_tx
+from tests import textbook
+
+PARAMS = {"w": np.array([1.0, -2.0, 3.0], np.float32), "b": np.float32(0.5)}
+STEPS = 6
+
+
+def gradients(seed=1):
+    rng = np.random.default_rng(seed)
+    return [
+        jax.tree.map(lambda p: rng.normal(size=np.shape(p)).astype(np.float32), PARAMS)
+        for _ in range(STEPS)
+    ]
+
+
+def train(tx, params=PARAMS, grads=None, state=None):
+    """Parameters and state after some jitted steps."""
+    params = jax.tree.map(jnp.asarray, params)
+    state = tx.init(params) if state is None else state
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for g in gradients() if grads is None else grads:
+        params, state = step(params, state, g)
+    return params, state
+
+
+def expected(key, learning_rate=1.0, rho=0.95, eps=1e-6, grads=None):
+    """The parameter at this key after the same steps of the textbook form."""
+    grads = [g[key] for g in (gradients() if grads is None else grads)]
+    x = np.float64(PARAMS[key])
+    for i, (u, _, _) in enumerate(textbook.adadelta(grads, rho, eps)):
+        rate = learning_rate(i) if callable(learning_rate) else learning_rate
+        x = x - rate * u
+    return x
+
+
+def assert_params(params, **arguments):
+    for key in PARAMS:
+        np.testing.assert_allclose(params[key], expected(key, **arguments), rtol=1e-5)
+
+
+def test_schedule():
+    schedule = optax.linear_schedule(2.0, 0.0, STEPS)
+    params, _ = train(adadelta_tx.adadelta(schedule))
+    assert_params(params, learning_rate=lambda i: 2.0 * (1 - i / STEPS))
+
+
+def test_weight_decay_by_mask():
+    """Decayed weights go through the scaling, as in optax.adadelta."""
+    mask = {"w": True, "b": False}
+    arguments = (0.7, 0.9, 1e-5, 0.1, mask)
+    ours, _ = train(adadelta_tx.adadelta(*arguments))
+    theirs, _ = train(optax.adadelta(*arguments))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5)
+    np.testing.assert_allclose(
+        ours["b"], expected("b", learning_rate=0.7, rho=0.9, eps=1e-5), rtol=1e-5
+    )
+    scheduled, _ = train(
+        adadelta_tx.adadelta(0.7, 0.9, 1e-5, optax.constant_schedule(0.1), mask)
+    )
+    chex.assert_trees_all_close(scheduled, ours, rtol=1e-6)
+
+
+def test_chain():
+    params, _ = train(optax.chain(optax.clip(0.5), adadelta_tx.adadelta()))
+    clipped = [jax.tree.map(lambda g: np.clip(g, -0.5, 0.5), g) for g in gradients()]
+    assert_params(params, grads=clipped)
+
+
+def test_masked():
+    tx = optax.masked(adadelta_tx.adadelta(), {"w": True, "b": False})
+    params, _ = train(tx)
+    np.testing.assert_allclose(params["w"], expected("w"), rtol=1e-5)
+    # A mask leaves the other gradients as they are.
+    total = PARAMS["b"] + sum(g["b"] for g in gradients())
+    np.testing.assert_allclose(params["b"], total, rtol=1e-5)
+
+
+def test_partition():
+    tx = optax.partition(
+        {"slow": adadelta_tx.adadelta(0.1, 0.99), "frozen": optax.set_to_zero()},
+        {"w": "slow", "b": "frozen"},
+    )
+    params, _ = train(tx)
+    w = expected("w", learning_rate=0.1, rho=0.99)
+    np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+    assert params["b"] == PARAMS["b"]
+
+
+def test_multi_steps():
+    params, _ = train(optax.MultiSteps(adadelta_tx.adadelta(), 2))
+    many = gradients()
+    means = [
+        jax.tree.map(lambda a, b: (a + b) / 2, *pair)
+        for pair in zip(many[::2], many[1::2], strict=True)
+    ]
+    assert_params(params, grads=means)
+
+
+def test_apply_if_finite():
+    many = gradients()
+    broken = jax.tree.map(lambda g: g * np.float32("nan"), many[0])
+    with_broken = [*many[:2], broken, *many[2:]]
+    params, state = train(
+        optax.apply_if_finite(adadelta_tx.adadelta(), 3), grads=with_broken
+    )
+    assert_params(params)
+    assert state.total_notfinite == 1
+
+
+@pytest.mark.parametrize("accumulator_dtype", [None, "float32", jnp.bfloat16])
+def test_inject_hyperparams(accumulator_dtype):
+    """Hyperparameters are data: changed between steps, without a compilation."""
+    tx = optax.inject_hyperparams(
+        adadelta_tx.adadelta, static_args=("accumulator_dtype",)
+    )(1.0, rho=0.9, eps=1e-4, accumulator_dtype=accumulator_dtype)
+    params, state = train(tx)
+    rtol = 0.02 if accumulator_dtype == jnp.bfloat16 else 1e-5
+    for key in PARAMS:
+        want = expected(key, rho=0.9, eps=1e-4)
+        np.testing.assert_allclose(params[key], want, rtol=rtol)
+    state.hyperparams["learning_rate"] = jnp.zeros_like(
+        state.hyperparams["learning_rate"]
+    )
+    still, _ = train(tx, params, state=state)
+    chex.assert_trees_all_equal(still, params)
+
+
+def test_injected_schedule_of_rho():
+    tx = optax.inject_hyperparams(adadelta_tx.scale_by_adadelta)(
+        rho=lambda count: jnp.where(count < 3, 0.0, 0.95)
+    )
+    g = jnp.array([2.0, -3.0])
+    state = tx.init(g)
+    for _ in range(3):
+        _, state = tx.update(g, state)
+    np.testing.assert_allclose(optax.tree.get(state, "e_g"), g**2, rtol=1e-6)
+    _, state = tx.update(g * 2, state)
+    e_g = 0.95 * g**2 + 0.05 * 4 * g**2
+    np.testing.assert_allclose(optax.tree.get(state, "e_g"), e_g, rtol=1e-6)
+
+
+def test_tree_get_and_set():
+    tx = optax.chain(optax.clip(1.0), adadelta_tx.adadelta())
+    state = tx.init(PARAMS)
+    ones = jax.tree.map(jnp.ones_like, PARAMS)
+    state = optax.tree.set(state, e_x=ones)
+    chex.assert_trees_all_equal(optax.tree.get(state, "e_x"), ones)
+    zeros = jax.tree.map(jnp.zeros_like, ones)
+    chex.assert_trees_all_equal(optax.tree.get(state, "e_g"), zeros)
+
+
+def test_map_params():
+    """Optax knows the accumulators as trees of the parameters' structure."""
+    tx = adadelta_tx.adadelta(optax.constant_schedule(1.0))
+    names = {"w": "weight", "b": "bias"}
+    named = optax.tree.map_params(
+        tx,
+        lambda _, name: name,
+        tx.init(PARAMS),
+        names,
+        transform_non_params=lambda _: 0,
+    )
+    assert named[1] == optax.ScaleByAdaDeltaState(e_g=names, e_x=names)
+    assert named[2].count == 0
+
+
+def test_state_moves_between_optax_and_here():
+    arguments = (0.5, 0.9, 1e-5, 0.01)
+    ours, theirs = adadelta_tx.adadelta(*arguments), optax.adadelta(*arguments)
+    straight = train(theirs, *train(theirs)[:1], state=train(theirs)[1])
+    for first, then in ((ours, theirs), (theirs, ours)):
+        params, state = train(first)
+        moved = train(then, params, state=state)
+        chex.assert_trees_all_close(moved, straight, rtol=1e-5)
+
+
+def test_float16_state_of_optax_continues():
+    """Optax stores float16 accumulators for float16 parameters; they stay so."""
+    params = jax.tree.map(np.float16, PARAMS)
+    grads = [jax.tree.map(np.float16, g) for g in gradients()]
+    arguments = (1.0, 0.9, 1e-3)
+    params, state = train(optax.adadelta(*arguments), params, grads)
+    continued, new_state = train(
+        adadelta_tx.adadelta(*arguments), params, grads, state=state
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
+    theirs, _ = train(optax.adadelta(*arguments), params, grads, state=state)
+    chex.assert_trees_all_close(continued, theirs, rtol=0.02)
+
+
+MESH = {"axis_shapes": (4, 2), "axis_names": ("x", "y")}
+
+
+@pytest.mark.parametrize("jit_init", [False, True])
+def test_explicit_sharding_types(jit_init):
+    mesh = jax.make_mesh(**MESH, axis_types=(AxisType.Explicit,) * 2)
+    sharding = NamedSharding(mesh, P("x", "y"))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(jnp.ones((8, 4)), sharding)
+        tx = adadelta_tx.adadelta(weight_decay=1e-2)
+        state = (jax.jit(tx.init) if jit_init else tx.init)(params)
+
+        @jax.jit
+        def step(params, state):
+            updates, state = tx.update(jnp.sin(params), state, params)
+            assert jax.typeof(updates).sharding.spec == P("x", "y")
+            return optax.apply_updates(params, updates), state
+
+        for _ in range(2):
+            params, state = step(params, state)
+        for leaf in (params, state[1].e_g, state[1].e_x):
+            assert leaf.sharding == sharding
+    tx = optax.adadelta(1.0, 0.95, weight_decay=1e-2)
+    params_one = jnp.ones((8, 4))
+    state = tx.init(params_one)
+    for _ in range(2):
+        updates, state = tx.update(jnp.sin(params_one), state, params_one)
+        params_one = optax.apply_updates(params_one, updates)
+    np.testing.assert_allclose(params, params_one, rtol=1e-6)
+
+
+def test_sharded_parameters():
+    """The state lies where the parameters lie, and no step talks."""
+    mesh = jax.make_mesh(**MESH, axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, P("x", "y"))
+    params = jax.device_put(jnp.ones((8, 4)), sharding)
+    tx = adadelta_tx.adadelta()
+    state = tx.init(params)
+    assert state[1].e_g.sharding == state[1].e_x.sharding == sharding
+    compiled = jax.jit(tx.update).lower(params, state, params).compile()
+    updates, _ = compiled(params, state, params)
+    assert updates.sharding.is_equivalent_to(sharding, 2)
+    for word in ("all-", "collective", "reduce-scatter"):
+        assert word not in compiled.as_text()
