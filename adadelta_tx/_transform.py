@@ -183,8 +183,8 @@ def adadelta(
       ...     params, state = step(params, state)
       ...     print(f"{loss(params):.3f}")
       13.946
-      13.909
-      13.876
+      13.892
+      13.838
 
     References:
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method

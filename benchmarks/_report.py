@@ -47,10 +47,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
-def write(name: str, results: Any) -> Path:
+def write(folder: Path, name: str, results: Any) -> Path:
     """Writes results as JSON, with the command and the environment."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     arguments = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     document = {"command": arguments, **environment(), "results": results}
     path.write_text(json.dumps(document, indent=2) + "\n")

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import optax
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -35,6 +34,7 @@ OPTIMIZERS = {
 OURS = "adadelta_tx.adadelta()"
 LAYERS = (64, 256, 128, 10)
 BATCH = 32
+STYLES = ("-", "--", "-.", ":")
 REQUIRED_ACCURACY = 0.95
 
 
@@ -55,14 +55,14 @@ class Run(NamedTuple):
     """Median effective learning rate of each layer's weights, by epoch."""
 
 
-def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def digits() -> list[np.ndarray]:
     """Training images, test images, training labels, test labels; pixels in [0, 1]."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
-    train_images, test_images, train_labels, test_labels = train_test_split(
+    split = train_test_split(
         images, labels, test_size=360, random_state=0, stratify=labels
     )
-    return train_images, test_images, train_labels, test_labels
+    return [np.asarray(part) for part in split]
 
 
 def initial_parameters(key: jax.Array) -> list[dict[str, jax.Array]]:
@@ -154,10 +154,9 @@ def median_rates(state: optax.OptState) -> list[float]:
 
 def draw(runs: dict[str, Run], path: Path) -> None:
     """Draws the losses, and the effective learning rates of our run."""
-    mpl.rcParams.update({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    styles = ["-", "--", "-.", ":"]
-    for (name, run), style in zip(runs.items(), styles, strict=True):
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for (name, run), style in zip(runs.items(), STYLES, strict=False):
         epochs = range(1, len(run.losses) + 1)
         label = f"{name}, test {run.accuracy:.1%}"
         left.plot(epochs, run.losses, style, label=label, linewidth=1.8)
@@ -169,7 +168,7 @@ def draw(runs: dict[str, Run], path: Path) -> None:
     )
     left.legend()
     rates = np.array(runs[OURS].rates)
-    for i, style in zip(range(rates.shape[1]), styles, strict=False):
+    for i, style in zip(range(rates.shape[1]), STYLES, strict=False):
         label = f"layer {i + 1} ({LAYERS[i]} × {LAYERS[i + 1]})"
         right.plot(range(1, len(rates) + 1), rates[:, i], style, label=label)
     right.set(
@@ -188,8 +187,9 @@ def draw(runs: dict[str, Run], path: Path) -> None:
         ha="right",
     )
     right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -198,12 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.demo", description=__doc__
     )
     parser.add_argument("--epochs", type=int, default=40, help="(default: 40)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=report.RESULTS / "demo.png",
-        help="the picture's file",
-    )
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
 
     runs = {}
@@ -227,9 +222,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(report.table(header, rows))
     print("temporary bytes: of the optimizer's step, parameters and state donated")
     print(", ".join(f"{key} {value}" for key, value in report.environment().items()))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(runs, options.out)
-    print(f"picture: {options.out}")
+    results = {name: run._asdict() for name, run in runs.items()}
+    print(f"written: {report.write(options.out, 'demo', results)}")
+    draw(runs, options.out / "demo.png")
+    print(f"picture: {options.out / 'demo.png'}")
     if runs[OURS].accuracy < REQUIRED_ACCURACY:
         sys.exit(
             f"{OURS} reached {runs[OURS].accuracy:.1%} test accuracy after "

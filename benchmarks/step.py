@@ -10,6 +10,7 @@ the compiled program's, beside parameters, gradient and state.
 import argparse
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--rounds", type=int, default=15, help="rounds of two timed runs of each"
     )
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
 
     grads = jax.random.normal(jax.random.key(0), (options.size,))
@@ -94,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     header = ["optimizer", "median ms", "range ms", "ratio", "temporary bytes"]
     print(report.table(header, rows))
     print(", ".join(f"{key} {value}" for key, value in report.environment().items()))
-    print(f"written: {report.write('step', results)}")
+    print(f"written: {report.write(options.out, 'step', results)}")
 
 
 if __name__ == "__main__":

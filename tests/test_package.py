@@ -1,0 +1,61 @@
+"""The package as a whole: its names, its imports, its demonstration."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import adadelta_tx
+from benchmarks import demo, step
+
+
+def test_public_names():
+    names = {name for name in vars(adadelta_tx) if not name.startswith("_")}
+    assert names == {"adadelta", "scale_by_adadelta", "effective_learning_rate"}
+    for name in names:
+        assert "Examples:" in getattr(adadelta_tx, name).__doc__
+
+
+def test_imports_only_what_it_depends_on():
+    code = "import sys, adadelta_tx; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    modules = {name.partition(".")[0] for name in result.stdout.split()}
+    others = {"brainpy", "brainstate", "flax", "haiku", "keras", "torch", "h5py"}
+    assert "optax" in modules
+    assert not modules & {*others, "matplotlib", "sklearn", "tqdm"}
+
+
+def test_demo(tmp_path, capsys):
+    demo.main(["--epochs", "12", "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "demo.json").read_text())["results"]
+    ours = results["adadelta_tx.adadelta()"]
+    assert ours["accuracy"] > 0.95
+    assert ours["temporary_bytes"] == 0
+    assert np.shape(ours["rates"]) == (12, 3)
+    assert ours["losses"][-1] < 0.05 < ours["losses"][0]
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    for name in demo.OPTIMIZERS:
+        assert f"| {name}" in printed
+
+
+def test_demo_fails_loudly(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "OPTIMIZERS", {demo.OURS: demo.OPTIMIZERS[demo.OURS]})
+    monkeypatch.setattr(demo, "REQUIRED_ACCURACY", 1.01)
+    with pytest.raises(SystemExit, match="test accuracy after 1 epochs, less than"):
+        demo.main(["--epochs", "1", "--out", str(tmp_path)])
+
+
+def test_step_benchmark(tmp_path):
+    step.main(["--size", "100000", "--rounds", "1", "--out", str(tmp_path)])
+    document = json.loads((tmp_path / "step.json").read_text())
+    assert {"command", "jax", "machine"} <= document.keys()
+    ours, theirs = document["results"]
+    assert ours["temporary_bytes"] == 0 < theirs["temporary_bytes"]
