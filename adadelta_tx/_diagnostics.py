@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import chex
 import jax
 import optax
 
@@ -11,7 +12,7 @@ from adadelta_tx import _recurrence as recurrence
 from adadelta_tx._transform import POSITIVE, number
 
 
-def effective_learning_rate(state: optax.OptState, eps: float = 1e-6) -> Any:
+def effective_learning_rate(state: optax.OptState, eps: chex.Numeric = 1e-6) -> Any:
     r"""The factor between gradient and update, element by element.
 
     .. math::
@@ -52,7 +53,7 @@ def effective_learning_rate(state: optax.OptState, eps: float = 1e-6) -> Any:
       >>> [f"{rate:.1e}" for rate in adadelta_tx.effective_learning_rate(state)["w"]]
       ['6.3e-03', '6.3e-05']
     """
-    eps = number("eps", eps, *POSITIVE)
+    epsilon = number("eps", eps, *POSITIVE)
     found = [
         node
         for node in jax.tree.leaves(state, is_leaf=_is_adadelta_state)
@@ -67,7 +68,7 @@ def effective_learning_rate(state: optax.OptState, eps: float = 1e-6) -> Any:
     def rate(s: jax.Array, d: jax.Array) -> jax.Array:
         dtype = accumulators.arithmetic_dtype(s.dtype)
         return recurrence.rms_ratio(
-            accumulators.read(s, dtype), accumulators.read(d, dtype), eps
+            accumulators.read(s, dtype), accumulators.read(d, dtype), epsilon
         )
 
     rates = [jax.tree.map(rate, node.e_g, node.e_x) for node in found]

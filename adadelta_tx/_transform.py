@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
 from jax.tree_util import KeyPath, keystr, tree_flatten_with_path
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from adadelta_tx import _accumulators as accumulators
 from adadelta_tx import _recurrence as recurrence
@@ -22,8 +23,8 @@ _OTHER_TREE = "The updates' tree is not that of the parameters given to init"
 
 
 def scale_by_adadelta(
-    rho: ArrayLike = 0.95,
-    eps: ArrayLike = 1e-6,
+    rho: chex.Numeric = 0.95,
+    eps: chex.Numeric = 1e-6,
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformation:
@@ -103,8 +104,8 @@ def scale_by_adadelta(
 
 def adadelta(
     learning_rate: optax.ScalarOrSchedule | None = 1.0,
-    rho: ArrayLike = 0.95,
-    eps: ArrayLike = 1e-6,
+    rho: chex.Numeric = 0.95,
+    eps: chex.Numeric = 1e-6,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
     *,

@@ -152,6 +152,22 @@ def median_rates(state: optax.OptState) -> list[float]:
     return [float(jnp.median(layer["w"])) for layer in layers]
 
 
+def summary(results: dict[str, dict[str, Any]]) -> str:
+    """The table of the runs."""
+    header = ["optimizer", "test accuracy", "seconds", "state bytes", "temporary bytes"]
+    rows = [
+        [
+            name,
+            f"{run['accuracy']:.1%}",
+            f"{run['seconds']:.2f}",
+            f"{run['state_bytes']:,}",
+            f"{run['temporary_bytes']:,}",
+        ]
+        for name, run in results.items()
+    ]
+    return report.table(header, rows)
+
+
 def draw(runs: dict[str, Run], path: Path) -> None:
     """Draws the losses, and the effective learning rates of our run."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -208,21 +224,10 @@ def main(arguments: list[str] | None = None) -> None:
             progress.set_description(name)
             runs[name] = train(tx, options.epochs, progress)
 
-    rows = [
-        [
-            name,
-            f"{run.accuracy:.1%}",
-            f"{run.seconds:.2f}",
-            f"{run.state_bytes:,}",
-            f"{run.temporary_bytes:,}",
-        ]
-        for name, run in runs.items()
-    ]
-    header = ["optimizer", "test accuracy", "seconds", "state bytes", "temporary bytes"]
-    print(report.table(header, rows))
+    results = {name: run._asdict() for name, run in runs.items()}
+    print(summary(results))
     print("temporary bytes: of the optimizer's step, parameters and state donated")
     print(", ".join(f"{key} {value}" for key, value in report.environment().items()))
-    results = {name: run._asdict() for name, run in runs.items()}
     print(f"written: {report.write(options.out, 'demo', results)}")
     draw(runs, options.out / "demo.png")
     print(f"picture: {options.out / 'demo.png'}")

@@ -39,6 +39,23 @@ def compiled_step(tx: optax.GradientTransformation, size: int) -> jax.stages.Com
     return jax.jit(step, donate_argnums=(0, 1)).lower(leaf, state, leaf).compile()
 
 
+def summary(results: list[dict[str, Any]]) -> str:
+    """The table of the times."""
+    header = ["optimizer", "median ms", "range ms", "ratio", "temporary bytes"]
+    fastest = min(result["median_ms"] for result in results)
+    rows = [
+        [
+            result["optimizer"],
+            f"{result['median_ms']:.1f}",
+            f"{result['fastest_ms']:.1f} to {result['slowest_ms']:.1f}",
+            f"{result['median_ms'] / fastest:.2f}",
+            f"{result['temporary_bytes']:,}",
+        ]
+        for result in results
+    ]
+    return report.table(header, rows)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurement, prints a table and writes the result."""
     parser = argparse.ArgumentParser(
@@ -81,20 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
         }
         for name, step in steps.items()
     ]
-    fastest = min(result["median_ms"] for result in results)
-    rows = [
-        [
-            result["optimizer"],
-            f"{result['median_ms']:.1f}",
-            f"{result['fastest_ms']:.1f} to {result['slowest_ms']:.1f}",
-            f"{result['median_ms'] / fastest:.2f}",
-            f"{result['temporary_bytes']:,}",
-        ]
-        for result in results
-    ]
     print(f"{options.size:,} float32 parameters, {2 * options.rounds} steps of each")
-    header = ["optimizer", "median ms", "range ms", "ratio", "temporary bytes"]
-    print(report.table(header, rows))
+    print(summary(results))
     print(", ".join(f"{key} {value}" for key, value in report.environment().items()))
     print(f"written: {report.write(options.out, 'step', results)}")
 

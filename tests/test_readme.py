@@ -1,0 +1,58 @@
+"""README's tables: recipes that train, and results that were measured.
+
+Its code blocks run too: conftest.py has pytest collect them.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adadelta_tx
+from benchmarks import demo, step
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RECIPES = dict(re.findall(r"^\| (.+?) \| `(.+)` \|$", README, re.MULTILINE))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe(recipe):
+    names = {"adadelta_tx": adadelta_tx, "jax": jax, "jnp": jnp, "optax": optax}
+    tx = eval(RECIPES[recipe], names)  # our own README
+
+    def loss(params):
+        return jnp.sum(params["w"] ** 2) + jnp.sum(params["b"] ** 2)
+
+    params = start = {"w": jnp.full((2, 3), 2.0), "b": jnp.ones(3)}
+    state = tx.init(params)
+
+    @jax.jit
+    def train(params, state):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(8):
+        params, state = train(params, state)
+    assert (loss(params) > loss(start)) == (recipe == "to maximise")
+    frozen = bool(jnp.all(params["b"] == start["b"]))
+    assert frozen == (recipe == "some parameters frozen")
+    chex.assert_tree_all_finite((params, state))
+
+
+def test_all_recipes_were_found():
+    table = README[README.index("## Recipes") : README.index("## Results")]
+    assert len(RECIPES) == table.count("\n|") - 2
+
+
+@pytest.mark.parametrize("benchmark", [demo, step])
+def test_results_are_the_committed_ones(benchmark):
+    name = benchmark.__name__.rpartition(".")[2]
+    document = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    assert document["command"] == f"python -m benchmarks.{name}"
+    assert benchmark.summary(document["results"]) in README
