@@ -19,7 +19,7 @@ bench: .venv/bench
 	$(BIN)/python -m benchmarks.step
 
 clean:
-	rm -rf .venv dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv dist results .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bench .venv/test: .venv/%: pyproject.toml | .venv/bin/python

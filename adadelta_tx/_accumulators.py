@@ -1,9 +1,11 @@
 """How E[g²] and E[Δx²] are stored: in which dtype, and what fits into it."""
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 _SUPPORTED = ("float16", "bfloat16", "float32", "float64")
@@ -24,14 +26,14 @@ def check_requested(accumulator_dtype: Any) -> DTypeLike | None:
     """
     if accumulator_dtype is None:
         return None
-    try:
-        name = jnp.dtype(accumulator_dtype).name
-    except TypeError:
-        name = repr(accumulator_dtype)
+    name = None
+    if not isinstance(accumulator_dtype, np.ndarray | jax.Array | list | tuple):
+        with contextlib.suppress(TypeError):
+            name = jnp.dtype(accumulator_dtype).name
     if name not in _SUPPORTED:
         raise ValueError(
             f"accumulator_dtype must be None or one of {', '.join(_SUPPORTED)}; "
-            f"got {name}."
+            f"got {accumulator_dtype!r}."
         )
     return jnp.dtype(name)
 

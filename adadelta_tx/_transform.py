@@ -1,7 +1,7 @@
 """Adadelta as optax gradient transformations: init and update over pytrees."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -17,9 +17,8 @@ from adadelta_tx import _accumulators as accumulators
 from adadelta_tx import _recurrence as recurrence
 
 POSITIVE = (lambda x: 0 < x < math.inf, "positive and finite")
-_AT_LEAST_0 = (lambda x: 0 <= x < math.inf, "finite and at least 0")
+AT_LEAST_0 = (lambda x: 0 <= x < math.inf, "finite and at least 0")
 _REAL = (jnp.floating, jnp.integer)
-_OTHER_TREE = "The updates' tree is not that of the parameters given to init"
 
 
 def scale_by_adadelta(
@@ -89,7 +88,7 @@ def scale_by_adadelta(
             e_g = treedef.flatten_up_to(state.e_g)
             e_x = treedef.flatten_up_to(state.e_x)
         except ValueError as error:
-            raise ValueError(f"{_OTHER_TREE}: {error}") from error
+            raise ValueError(_other_tree(leaves, state.e_g)) from error
         steps = [
             _leaf_step(path, g, s, d, rho, eps)
             for (path, g), s, d in zip(leaves, e_g, e_x, strict=True)
@@ -194,9 +193,9 @@ def adadelta(
     if learning_rate is None:
         learning_rate = 1.0
     if not callable(learning_rate):
-        learning_rate = number("learning_rate", learning_rate, *_AT_LEAST_0)
+        learning_rate = number("learning_rate", learning_rate, *AT_LEAST_0)
     if not callable(weight_decay):
-        weight_decay = number("weight_decay", weight_decay, *_AT_LEAST_0)
+        weight_decay = number("weight_decay", weight_decay, *AT_LEAST_0)
     return optax.chain(
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_adadelta(rho, eps, accumulator_dtype=accumulator_dtype),
@@ -231,7 +230,7 @@ def _leaf_step(
         return None, s, d
     dtype = _inexact_dtype(path, g, "gradient")
     if not jax.tree_util.all_leaves((s, d)):
-        raise ValueError(f"{_OTHER_TREE}: one array{_at(path)} for a whole tree.")
+        raise ValueError(_other_tree([(path, g)], s))
     g, s, d = jnp.asarray(g), jnp.asarray(s), jnp.asarray(d)
     if g.shape != s.shape:
         raise ValueError(
@@ -253,13 +252,33 @@ def _leaf_step(
 
 
 def _inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
-    dtype = jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
-    if not jnp.issubdtype(dtype, jnp.inexact):
+    number_dtype = jnp.result_type(leaf) if isinstance(leaf, float | complex) else None
+    dtype = getattr(leaf, "dtype", number_dtype)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        kind = f"dtype {dtype}" if dtype is not None else f"type {type(leaf).__name__}"
         raise TypeError(
-            f"The {what}{_at(path)} has dtype {dtype}; Adadelta needs floating-point "
-            "or complex numbers. Leave it out with optax.masked or optax.partition."
+            f"The {what}{_at(path)} has {kind}; Adadelta needs floating-point or "
+            "complex numbers. Leave it out with optax.masked or optax.partition."
         )
     return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def _other_tree(leaves: Sequence[tuple[KeyPath, Any]], stored: Any) -> str:
+    got = {keystr(path) for path, _ in leaves}
+    want = {keystr(path) for path, _ in tree_flatten_with_path(stored)[0]}
+
+    def some(names: set[str]) -> str:
+        return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+
+    differences = [
+        f"{what} at {some(names)}"
+        for what, names in (("none", want - got), ("unknown ones", got - want))
+        if names
+    ]
+    return (
+        "The gradients' tree is not that of the parameters given to init: "
+        f"{' and '.join(differences) or 'the containers differ'}."
+    )
 
 
 def _at(path: KeyPath) -> str:

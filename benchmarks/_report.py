@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("results")
+"""Where results go by default; README's are in benchmarks/results."""
 
 
 def environment() -> dict[str, Any]:

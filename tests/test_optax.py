@@ -204,12 +204,12 @@ def test_float16_state_of_optax_continues():
     chex.assert_trees_all_close(continued, theirs, rtol=0.02)
 
 
-MESH = {"axis_shapes": (4, 2), "axis_names": ("x", "y")}
+MESH = ((4, 2), ("x", "y"))
 
 
 @pytest.mark.parametrize("jit_init", [False, True])
 def test_explicit_sharding_types(jit_init):
-    mesh = jax.make_mesh(**MESH, axis_types=(AxisType.Explicit,) * 2)
+    mesh = jax.make_mesh(*MESH, axis_types=(AxisType.Explicit,) * 2)
     sharding = NamedSharding(mesh, P("x", "y"))
     with jax.set_mesh(mesh):
         params = jax.device_put(jnp.ones((8, 4)), sharding)
@@ -237,7 +237,7 @@ def test_explicit_sharding_types(jit_init):
 
 def test_sharded_parameters():
     """The state lies where the parameters lie, and no step talks."""
-    mesh = jax.make_mesh(**MESH, axis_types=(AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(*MESH, axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, P("x", "y"))
     params = jax.device_put(jnp.ones((8, 4)), sharding)
     tx = adadelta_tx.adadelta()
