@@ -17,6 +17,7 @@ lint: .venv/test
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.stateful
 
 clean:
 	rm -rf .venv dist results .pytest_cache .ruff_cache .hypothesis
@@ -27,4 +28,4 @@ clean:
 	touch $@
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }

@@ -47,8 +47,8 @@ def arithmetic_dtype(*dtypes: DTypeLike) -> jnp.dtype:
 def largest_gradient(dtype: DTypeLike) -> float:
     """The largest |g| that accumulators of this dtype have room for.
 
-    Its square is a quarter of the dtype's largest number: E[g²] stays below g²,
-    and E[Δx²] below about 2 g².
+    Its square is a quarter of the dtype's largest number: neither E[g²] nor, but
+    for rounding, E[Δx²] grows beyond the largest g².
     """
     return 2.0 ** (jnp.finfo(dtype).maxexp // 2 - 1)
 
@@ -59,8 +59,13 @@ def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
 
 
 def read(stored: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The accumulator's values, for arithmetic in ``dtype``."""
-    return stored.astype(dtype)
+    """The accumulator's values, for arithmetic in ``dtype``.
+
+    An infinite one, as a state of optax.adadelta can hold, is the largest that the
+    stored dtype has, so that it decays.
+    """
+    largest = float(jnp.finfo(stored.dtype).max)
+    return jnp.minimum(stored.astype(dtype), largest)
 
 
 def write(values: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,4 +78,4 @@ def write(values: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
     stored = values.astype(like.dtype)
     if like.dtype == jnp.float16:
         return stored, values
-    return stored, read(stored, values.dtype)
+    return stored, stored.astype(values.dtype)

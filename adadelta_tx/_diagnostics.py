@@ -30,7 +30,8 @@ def effective_learning_rate(state: optax.OptState, eps: chex.Numeric = 1e-6) -> 
         anywhere inside the state of a chain or a wrapper. Where
         :func:`optax.partition` or :func:`optax.masked` gave each of several
         Adadeltas its own parameters, their rates are put together.
-      eps: The :math:`\epsilon` that the transformation was made with.
+      eps: The :math:`\epsilon` that the transformation was made with, one for all
+        that are in ``state``.
 
     Returns:
       A tree like the parameters: arrays of their shapes, in the accumulators'
@@ -39,7 +40,7 @@ def effective_learning_rate(state: optax.OptState, eps: chex.Numeric = 1e-6) -> 
 
     Raises:
       ValueError: If there is no Adadelta in ``state``, if two of them have the
-        same parameter, or if ``eps`` is not above 0.
+        same parameter or trees that do not fit, or if ``eps`` is out of its range.
 
     Examples:
       >>> import adadelta_tx
@@ -67,8 +68,9 @@ def effective_learning_rate(state: optax.OptState, eps: chex.Numeric = 1e-6) -> 
 
     def rate(s: jax.Array, d: jax.Array) -> jax.Array:
         dtype = accumulators.arithmetic_dtype(s.dtype)
+        c = recurrence.coefficients(0.0, epsilon, dtype)
         return recurrence.rms_ratio(
-            accumulators.read(s, dtype), accumulators.read(d, dtype), epsilon
+            accumulators.read(s, dtype), accumulators.read(d, dtype), c
         )
 
     rates = [jax.tree.map(rate, node.e_g, node.e_x) for node in found]
@@ -91,8 +93,15 @@ def _merge(left: Any, right: Any) -> Any:
     # One level at a time: a MaskedNode may stand for a whole subtree.
     children, treedef = jax.tree.flatten(left, is_leaf=lambda x: x is not left)
     if any(child is left for child in children):
-        raise ValueError(
-            "Two Adadeltas in this state have the same parameter; pass the "
-            "ScaleByAdaDeltaState of one of them."
-        )
-    return treedef.unflatten(map(_merge, children, treedef.flatten_up_to(right)))
+        raise ValueError(_SEVERAL)
+    try:
+        others = treedef.flatten_up_to(right)
+    except ValueError:
+        raise ValueError(_SEVERAL) from None
+    return treedef.unflatten(map(_merge, children, others))
+
+
+_SEVERAL = (
+    "Several Adadeltas in this state have the same parameter or different trees of "
+    "parameters; pass the ScaleByAdaDeltaState of one of them."
+)

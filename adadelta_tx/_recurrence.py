@@ -40,31 +40,35 @@ def coefficients(rho: Scalar, eps: Scalar, dtype: jnp.dtype) -> Coefficients:
     """Prepare the hyperparameters for arithmetic in the real ``dtype``.
 
     At ρ = 0 the new ``d`` says nothing of the old one where ``g`` is 0, and the
-    third equation is 0 / 0. A ρ of the rounding error squared in ``d`` alone
-    keeps it defined and changes no digit; ε has the least value for which the
-    product of the two is a normal number.
+    third equation is 0 / 0. In ``d`` alone, the rounding error squared is added
+    to ρ: that keeps it defined and changes no digit. ε has the least value for
+    which the product of the two is a normal number.
     """
     info = jnp.finfo(dtype)
-    rho_floor = float(info.eps) ** 2
+    tiny_rho = float(info.eps) ** 2
     return Coefficients(
         rho=_in_dtype(rho, dtype),
         one_minus_rho=_in_dtype(1 - rho, dtype),
-        rho_d=_at_least(_in_dtype(rho, dtype), rho_floor),
-        eps=_at_least(_in_dtype(eps, dtype), float(info.tiny) / rho_floor),
+        rho_d=_in_dtype(rho, dtype) + tiny_rho,
+        eps=_at_least(_in_dtype(eps, dtype), float(info.tiny) / tiny_rho),
     )
 
 
 def bounded(g: jax.Array, bound: float) -> jax.Array:
     """Shorten ``g`` to ``bound``, beyond which its square has no room.
 
+    Of a complex number, the longer of its two parts goes up to half of that.
+
     The equations use ``g`` only through this one operation: XLA repeats a
     single unary operation in each pass rather than store its result, and so
     also whatever computes ``g`` element by element (clipping, weight decay).
     """
     if jnp.iscomplexobj(g):
-        longest = jnp.maximum(jnp.abs(g.real), jnp.abs(g.imag))
-        shrink = bound / 2 / jnp.maximum(longest, bound / 2)
-        return lax.complex(g.real * shrink, g.imag * shrink)
+        largest = float(jnp.finfo(g.dtype).max)
+        real, imag = (jnp.clip(x, -largest, largest) for x in (g.real, g.imag))
+        longer = jnp.maximum(jnp.abs(real), jnp.abs(imag))
+        shrink = bound / 2 / jnp.maximum(longer, bound / 2)
+        return lax.complex(real * shrink, imag * shrink)
     return jnp.clip(g, -bound, bound)
 
 
@@ -87,9 +91,9 @@ def update(g: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Arr
     return g * (jnp.sqrt(numerator) / jnp.sqrt(denominator))
 
 
-def rms_ratio(s: jax.Array, d: jax.Array, eps: Scalar) -> jax.Array:
+def rms_ratio(s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
     """RMS[Δx] / RMS[g], where RMS[·] = √(E[·²] + ε)."""
-    return jnp.sqrt(d + eps) / jnp.sqrt(s + eps)
+    return jnp.sqrt(d + c.eps) / jnp.sqrt(s + c.eps)
 
 
 def _new_share(g: jax.Array, c: Coefficients) -> jax.Array:

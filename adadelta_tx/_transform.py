@@ -16,7 +16,8 @@ from jax.typing import DTypeLike
 from adadelta_tx import _accumulators as accumulators
 from adadelta_tx import _recurrence as recurrence
 
-POSITIVE = (lambda x: 0 < x < math.inf, "positive and finite")
+BELOW_1 = (lambda x: 0 <= x < 1, "in [0, 1)")
+POSITIVE = (lambda x: 0 < x < 1e30, "above 0 and below 1e30")
 AT_LEAST_0 = (lambda x: 0 <= x < math.inf, "finite and at least 0")
 _REAL = (jnp.floating, jnp.integer)
 
@@ -35,7 +36,7 @@ def scale_by_adadelta(
     Args:
       rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
       eps: :math:`\epsilon`, added to both running averages under the roots,
-        above 0.
+        above 0 and below 1e30.
       accumulator_dtype: Dtype of both running averages: float16, bfloat16,
         float32 or float64. ``None`` takes the parameter's, but at least
         float32, and the real one for a complex parameter.
@@ -63,7 +64,7 @@ def scale_by_adadelta(
       >>> [f"{u:.5f}" for u in updates["w"]]
       ['-0.00447', '0.00447']
     """
-    rho = number("rho", rho, lambda x: 0 <= x < 1, "in [0, 1)")
+    rho = number("rho", rho, *BELOW_1)
     eps = number("eps", eps, *POSITIVE)
     requested_dtype = accumulators.check_requested(accumulator_dtype)
 
@@ -84,11 +85,19 @@ def scale_by_adadelta(
     ) -> tuple[Any, optax.ScaleByAdaDeltaState]:
         del params
         leaves, treedef = tree_flatten_with_path(updates, is_leaf=_is_none)
+        if not isinstance(state, optax.ScaleByAdaDeltaState):
+            raise TypeError(
+                "The state must be an optax.ScaleByAdaDeltaState, as init returns it, "
+                f"got {type(state).__name__}."
+            )
         try:
             e_g = treedef.flatten_up_to(state.e_g)
             e_x = treedef.flatten_up_to(state.e_x)
-        except ValueError as error:
-            raise ValueError(_other_tree(leaves, state.e_g)) from error
+        except ValueError:
+            raise ValueError(_other_tree(leaves, state.e_g)) from None
+        stored = [s for (_, g), s in zip(leaves, e_g, strict=True) if g is not None]
+        if not jax.tree_util.all_leaves(stored):
+            raise ValueError(_other_tree(leaves, state.e_g))
         steps = [
             _leaf_step(path, g, s, d, rho, eps)
             for (path, g), s, d in zip(leaves, e_g, e_x, strict=True)
@@ -127,12 +136,13 @@ def adadelta(
     where :math:`s` = E[g²] and :math:`d` = E[Δx²] start at 0 and :math:`\alpha`
     is the learning rate. The same numbers are calculated in another order, one
     in which each array overwrites its input. So where the step is compiled with
-    parameters and state donated, it needs no memory of its own.
+    real parameters and the state donated, it needs no memory of its own.
 
-    Any finite gradient gives a finite update and state. One whose square has no
-    room in the accumulators' dtype counts as the largest that has: about 9e18
-    for float32 and bfloat16, 7e153 for float64, 128 for float16. A NaN stays
-    one; wrap with :func:`optax.apply_if_finite` to skip such steps.
+    Any finite gradient gives a finite update and state. A longer one than the
+    accumulators have room for counts as the longest, and so does an infinite
+    one: about 9e18 for float32 and bfloat16, 7e153 for float64, 128 for float16;
+    half of that for the longer part of a complex number. A NaN stays one; wrap
+    with :func:`optax.apply_if_finite` to skip such steps.
 
     Args:
       learning_rate: Global factor :math:`\alpha`, a number of at least 0 or a
@@ -140,8 +150,9 @@ def adadelta(
         ``None`` means the same. (``optax.adadelta`` with ``None``, its default,
         does not flip the sign, so its updates climb the loss.)
       rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
-      eps: :math:`\epsilon`, above 0. It has the units of :math:`g^2` in one
-        place and of :math:`x^2` in the other; its root sets the first steps.
+      eps: :math:`\epsilon`, above 0 and below 1e30. It has the units of
+        :math:`g^2` in one place and of :math:`x^2` in the other; its root sets
+        the first steps. In float32, less than 8e-25 counts as 8e-25.
       weight_decay: Factor of at least 0, or a schedule, with which the
         parameters are added to the gradients before the scaling.
       weight_decay_mask: A tree of booleans with the parameters' structure or a
@@ -149,13 +160,16 @@ def adadelta(
         weights decay. ``None`` means everywhere.
       accumulator_dtype: Dtype of both running averages: float16, bfloat16,
         float32 or float64. ``None`` takes the parameter's, but at least
-        float32, and the real one for a complex parameter.
+        float32, and the real one for a complex parameter. bfloat16 stalls for
+        ``rho`` from 0.998 on; float16 wants ``eps`` of at least 1e-6. A state
+        that was restored keeps the dtype that it has.
 
     Returns:
       An :class:`optax.GradientTransformationExtraArgs`. Its state has the
       structure of ``optax.adadelta``'s, two accumulators of the parameter's
-      shape a leaf. Updates have the gradients' shapes and dtypes. ``update``
-      needs ``params``.
+      shape a leaf. Updates have the gradients' shapes, and their dtypes unless
+      weight decay or a traced learning rate of a wider dtype promote them.
+      ``update`` needs ``params``.
 
     Raises:
       TypeError: If a hyperparameter is not a number. In ``init`` and
@@ -212,6 +226,8 @@ def number(
       TypeError: If the value is not a real number.
       ValueError: If it is out of range.
     """
+    if isinstance(value, jax.Array) and jnp.iscomplexobj(value):
+        value = value.real  # optax.inject_hyperparams casts to the parameters' dtype
     if isinstance(value, Tracer):
         return value
     array = np.asarray(value)
@@ -229,8 +245,6 @@ def _leaf_step(
     if g is None:
         return None, s, d
     dtype = _inexact_dtype(path, g, "gradient")
-    if not jax.tree_util.all_leaves((s, d)):
-        raise ValueError(_other_tree([(path, g)], s))
     g, s, d = jnp.asarray(g), jnp.asarray(s), jnp.asarray(d)
     if g.shape != s.shape:
         raise ValueError(
@@ -239,7 +253,9 @@ def _leaf_step(
         )
     real = accumulators.arithmetic_dtype(dtype, s.dtype)
     c = recurrence.coefficients(rho, eps, real)
-    exact = g.astype(jnp.result_type(real, 1j) if jnp.iscomplexobj(g) else real)
+    exact = g.astype(
+        jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(g) else real
+    )
     exact = recurrence.bounded(exact, accumulators.largest_gradient(s.dtype))
     s, new_s = accumulators.write(
         recurrence.next_e_g(exact, accumulators.read(s, real), c), s
@@ -264,8 +280,8 @@ def _inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
 
 
 def _other_tree(leaves: Sequence[tuple[KeyPath, Any]], stored: Any) -> str:
-    got = {keystr(path) for path, _ in leaves}
-    want = {keystr(path) for path, _ in tree_flatten_with_path(stored)[0]}
+    got = {keystr(path) or "the root" for path, _ in leaves}
+    want = {keystr(path) or "the root" for path, _ in tree_flatten_with_path(stored)[0]}
 
     def some(names: set[str]) -> str:
         return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")

@@ -95,7 +95,7 @@ def test_bfloat16_accumulators():
 
 def test_traced_hyperparameters():
     tx = optax.inject_hyperparams(
-        adadelta_tx.adadelta, static_args=("accumulator_dtype", "weight_decay")
+        adadelta_tx.adadelta, static_args=("accumulator_dtype",)
     )(0.1, 0.9, 1e-6)
     memory = compile_step(tx, array(), array()).memory_analysis()
     assert memory.temp_size_in_bytes < 1024

@@ -82,11 +82,26 @@ def test_no_adadelta():
 
 def test_two_for_one_parameter():
     tx = optax.chain(adadelta_tx.adadelta(), adadelta_tx.adadelta())
-    with pytest.raises(ValueError, match=r"Two Adadeltas .* same parameter"):
+    with pytest.raises(ValueError, match="Several Adadeltas in this state have"):
         adadelta_tx.effective_learning_rate(tx.init(PARAMS))
+
+
+def test_two_for_different_trees():
+    tx = adadelta_tx.adadelta()
+    for other in ({"a": 1.0}, [1.0], 1.0):
+        states = [tx.init(PARAMS), tx.init(other)]
+        with pytest.raises(ValueError, match="or different trees"):
+            adadelta_tx.effective_learning_rate(states)
+
+
+def test_extreme_accumulators():
+    for s, d, rate in ((1e38, 1e-10, 1e-22), (1e-10, 1e38, 1e22), (np.inf, 0, 5.4e-23)):
+        state = optax.ScaleByAdaDeltaState(jnp.float32(s), jnp.float32(d))
+        got = adadelta_tx.effective_learning_rate(state)
+        np.testing.assert_allclose(got, rate, rtol=0.01)
 
 
 def test_eps_out_of_range():
     state = adadelta_tx.adadelta().init(PARAMS)
-    with pytest.raises(ValueError, match="eps must be positive and finite, got 0"):
+    with pytest.raises(ValueError, match="eps must be above 0 and below 1e30, got 0"):
         adadelta_tx.effective_learning_rate(state, 0)

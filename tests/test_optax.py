@@ -141,6 +141,40 @@ def test_inject_hyperparams(accumulator_dtype):
     chex.assert_trees_all_equal(still, params)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "complex64"])
+def test_inject_hyperparams_for_other_dtypes(dtype):
+    """With hyperparam_dtype, since optax rounds hyperparameters to the parameters'."""
+    tx = optax.inject_hyperparams(adadelta_tx.adadelta, hyperparam_dtype=jnp.float32)(
+        rho=0.999, eps=1e-8
+    )
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+    plain = adadelta_tx.adadelta(rho=0.999, eps=1e-8)
+    grads = [params] * STEPS
+    got, _ = train(tx, params, grads)
+    want, _ = train(plain, params, grads)
+    chex.assert_trees_all_equal_dtypes(got, want)
+    chex.assert_trees_all_close(got, want, rtol=1e-2)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_complex_hyperparameters_of_inject_hyperparams(jit):
+    params = jnp.ones(2, jnp.complex64)
+    tx = optax.inject_hyperparams(adadelta_tx.adadelta)(0.5)
+    state = (jax.jit(tx.init) if jit else tx.init)(params)
+    updates, _ = (jax.jit(tx.update) if jit else tx.update)(params, state, params)
+    *_, (u, _, _) = textbook.adadelta([np.ones(2)], 0.95, 1e-6)
+    np.testing.assert_allclose(updates, -0.5 * u, rtol=1e-5)
+
+
+def test_infinite_accumulators_of_optax_decay():
+    theirs, ours = optax.adadelta(1.0, 0.95), adadelta_tx.adadelta()
+    params, state = train(theirs, {"w": np.ones(2)}, [{"w": np.float32([1e30, 1.0])}])
+    assert np.isinf(optax.tree.get(state, "e_g")["w"][0])
+    steps = [{"w": np.ones(2, np.float32)}] * 2500
+    _, state = train(ours, params, steps, state)
+    np.testing.assert_allclose(optax.tree.get(state, "e_g")["w"], 1.0, rtol=1e-4)
+
+
 def test_injected_schedule_of_rho():
     tx = optax.inject_hyperparams(adadelta_tx.scale_by_adadelta)(
         rho=lambda count: jnp.where(count < 3, 0.0, 0.95)

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import adadelta_tx
-from benchmarks import demo, step
+from benchmarks import demo, stateful, step
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -50,7 +50,7 @@ def test_all_recipes_were_found():
     assert len(RECIPES) == table.count("\n|") - 2
 
 
-@pytest.mark.parametrize("benchmark", [demo, step])
+@pytest.mark.parametrize("benchmark", [demo, step, stateful])
 def test_results_are_the_committed_ones(benchmark):
     name = benchmark.__name__.rpartition(".")[2]
     document = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())

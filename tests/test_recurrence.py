@@ -91,6 +91,7 @@ def assert_textbook(got, want, dtype, eps):
 @example(gradients=np.float16([[0.0], [6.5e4], [6e-8]]), rho=0.95, eps=1e-6)
 @example(gradients=np.float32([[1.0], [1e-25], [0.0], [1.0]]), rho=0.0, eps=1e-6)
 @example(gradients=np.float32([[3e18], [1e18], [1e16]]), rho=0.9, eps=1e-10)
+@example(gradients=np.float32([[1.0], [2.0], [3e9]]), rho=1e-9, eps=1e-3)
 @example(gradients=np.complex64([[3e38 + 1e38j], [1j], [0]]), rho=0.95, eps=1e-6)
 def test_equals_the_textbook(gradients, rho, eps):
     real = gradients.real.dtype if gradients.dtype.kind == "c" else gradients.dtype
@@ -104,6 +105,7 @@ def test_equals_the_textbook(gradients, rho, eps):
             assert_textbook(got, expected, gradients.dtype, eps)
 
 
+@example(gradients=np.float16([[-1.371e-4]] * 3), accumulator="float16", rho=0.0)
 @settings(max_examples=80)
 @given(
     gradients=gradient_runs(["float16", "bfloat16", "float32"], most_steps=8),
@@ -269,6 +271,36 @@ def test_grad_through_ten_steps():
     np.testing.assert_allclose(value, reference(start, learning_rate), rtol=1e-12)
     np.testing.assert_allclose(got[0], by_start, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(got[1], by_rate / (2 * h), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3])
+def test_derivative_by_rho(rho):
+    gradients, h = [np.float64(g) for g in (1.0, 0.3, -2.0)], 1e-6
+
+    def last(rho):
+        *_, (u, _, _) = textbook.adadelta(gradients, rho, 1e-2)
+        return u
+
+    with jax.enable_x64(True):
+
+        def ours(rho):
+            *_, (u, _, _) = run(adadelta_tx.scale_by_adadelta(rho, 1e-2), gradients)
+            return u
+
+        got = jax.grad(ours)(rho)
+    want = (last(rho + h) - last(rho - h)) / (2 * h)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "value", [np.inf, -np.inf, complex(np.inf), complex(1, np.inf)]
+)
+def test_infinite_gradient_counts_as_the_largest(value):
+    largest = np.nan_to_num(value, posinf=3e38, neginf=-3e38)
+    dtype = np.complex64 if isinstance(value, complex) else np.float32
+    *_, got = run(adadelta_tx.scale_by_adadelta(), np.asarray([value], dtype))
+    *_, want = textbook.adadelta([largest], 0.95, 1e-6, "float32")
+    assert_textbook(got, want, dtype, 1e-6)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.95])

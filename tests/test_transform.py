@@ -1,6 +1,7 @@
 """Arguments, trees and errors of scale_by_adadelta and adadelta."""
 
 import inspect
+import re
 
 import chex
 import jax
@@ -50,9 +51,9 @@ def test_rho_out_of_range(make, value):
 
 
 @pytest.mark.parametrize("make", MAKERS)
-@pytest.mark.parametrize("value", [0, -1e-6, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0, -1e-6, float("nan"), float("inf"), 1e39])
 def test_eps_out_of_range(make, value):
-    with pytest.raises(ValueError, match=f"eps must be positive and .*, got {value}"):
+    with pytest.raises(ValueError, match=re.escape(f"below 1e30, got {value}")):
         make(eps=value)
 
 
@@ -195,6 +196,12 @@ def test_initialise_from_shapes():
     chex.assert_trees_all_equal_shapes_and_dtypes(shapes, state)
 
 
+def test_state_of_another_transformation():
+    tx = adadelta_tx.scale_by_adadelta()
+    with pytest.raises(TypeError, match=r"optax\.ScaleByAdaDeltaState.*tuple"):
+        tx.update(1.0, adadelta_tx.adadelta().init(1.0))
+
+
 @pytest.mark.parametrize(
     "leaf", [jnp.arange(3), True, jax.random.key(0), np.int8(1), "x", len]
 )
@@ -228,8 +235,8 @@ def test_update_of_another_shape():
         ({"w": [1.0]}, r"none at \['w'\]\[1\]\.$"),
         ({"w": [1.0, 1.0], "v": 1.0}, r"init: unknown ones at \['v'\]\.$"),
         ({"w": (1.0, 1.0)}, "the containers differ"),
-        ({"w": 1.0}, "none at"),
-        (1.0, r"none at \['w'\]"),
+        ({"w": 1.0}, r"none at \['w'\]\[0\], .* and unknown ones at \['w'\]\.$"),
+        (1.0, r"none at \['w'\]\[0\], .* and unknown ones at the root"),
     ],
 )
 def test_update_of_another_tree(updates, message):
@@ -237,6 +244,12 @@ def test_update_of_another_tree(updates, message):
     state = tx.init({"w": [1.0, 1.0]})
     with pytest.raises(ValueError, match=f"tree is not that of .*{message}"):
         tx.update(updates, state)
+
+
+def test_gradient_of_a_parameter_that_was_none():
+    tx = adadelta_tx.scale_by_adadelta()
+    with pytest.raises(ValueError, match=r"init: unknown ones at \['a'\]\.$"):
+        tx.update({"a": 1.0, "b": 1.0}, tx.init({"a": None, "b": 1.0}))
 
 
 def test_weight_decay_needs_parameters():

@@ -1,0 +1,249 @@
+"""Adadelta as an object that updates variables, with BrainPy's interface."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from adadelta_tx._diagnostics import effective_learning_rate
+from adadelta_tx._schedules import Schedule, make_schedule
+from adadelta_tx._transform import BELOW_1, POSITIVE, number, scale_by_adadelta
+from adadelta_tx._variables import (
+    Collector,
+    assign,
+    claim_name,
+    free_name,
+    trainable,
+    value_of,
+    variable_like,
+)
+
+
+class Adadelta:
+    r"""The Adadelta optimizer as an object, for code in BrainPy's style.
+
+    It has the arguments of ``brainpy.optimizers.Adadelta`` (2022) and stands where
+    that or ``brainpy.optim.Adadelta`` (2.8) stood. The equations are those of
+    :func:`adadelta_tx.adadelta`, with the weight decay :math:`\lambda` in
+    :math:`x_t = (1 - \lambda) x_{t-1} - \alpha u_t`.
+
+    Its accumulators are variables of the same family as those that it trains, so
+    BrainPy's and brainstate's transformations track them. Under plain ``jax.jit``
+    use :func:`adadelta_tx.adadelta`.
+
+    Args:
+      train_vars: A dict from names to the variables to train: BrainPy's, any
+        ``brainstate.State`` or :class:`adadelta_tx.Variable`. ``None`` leaves that
+        to :meth:`register_train_vars`, which BrainPy's trainers call.
+      lr: Learning rate: a number of at least 0, an optax schedule (called with
+        the number of updates so far) or a BrainPy ``Scheduler``. The default is
+        the paper's 1. BrainPy printed 0.01 before 2.8.1, but did not use it:
+        every run there was at 1.
+      epsilon: :math:`\epsilon`, above 0.
+      rho: :math:`\rho`, in [0, 1).
+      name: A valid identifier that no living optimizer has. ``None`` takes the
+        next of ``Adadelta0``, ``Adadelta1``, …
+      weight_decay: :math:`\lambda`, in [0, 1]. ``None`` means 0.
+      accumulator_dtype: Dtype of both running averages, see
+        :func:`adadelta_tx.adadelta`.
+
+    Raises:
+      TypeError: If ``train_vars`` is not a dict of variables, or a number is none.
+      ValueError: If a number is out of its range, a variable stands in
+        ``train_vars`` twice, or ``name`` is taken.
+
+    Examples:
+      >>> import adadelta_tx
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> w = adadelta_tx.TrainVar(jnp.array([1.0, -2.0]))
+      >>> opt = adadelta_tx.Adadelta({"w": w})
+      >>> for _ in range(3):
+      ...     grads = jax.grad(lambda w: jnp.sum(w**2))(w.value)
+      ...     opt.update({"w": grads})
+      >>> [f"{x:.4f}" for x in w.value]
+      ['0.9865', '-1.9864']
+    """
+
+    def __init__(
+        self,
+        train_vars: Mapping[str, Any] | None = None,
+        lr: Any = 1.0,
+        epsilon: chex.Numeric = 1e-6,
+        rho: chex.Numeric = 0.95,
+        name: str | None = None,
+        *,
+        weight_decay: float | None = None,
+        accumulator_dtype: DTypeLike | None = None,
+    ) -> None:
+        """See the class."""
+        self.epsilon = number("epsilon", epsilon, *POSITIVE)
+        self.rho = number("rho", rho, *BELOW_1)
+        self.weight_decay = number(
+            "weight_decay", weight_decay or 0.0, lambda x: 0 <= x <= 1, "in [0, 1]"
+        )
+        self.accumulator_dtype = accumulator_dtype
+        self.lr = make_schedule(lr)
+        self.vars_to_train = Collector()
+        self.implicit_vars = Collector()
+        self.register_train_vars(train_vars)
+        self._name = claim_name(self, name, type(self).__name__)
+
+    def register_train_vars(self, train_vars: Mapping[str, Any] | None = None) -> None:
+        """Adds variables to train, each with two accumulators: zeros, or what it has.
+
+        Args:
+          train_vars: As for the class, with its errors; then nothing is added.
+        """
+        new = trainable(train_vars, known=self.vars_to_train)
+        tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
+        state: Any = tx.init({key: v.value for key, v in new.items()})
+        if new and not self.vars_to_train and isinstance(self.lr, Schedule):
+            self.lr.track_like(next(iter(new.values())))
+        for suffix, values in (("_cache", state.e_g), ("_delta", state.e_x)):
+            for key, variable in new.items():
+                accumulator = variable_like(variable, values[key])
+                self.implicit_vars[f"{key}{suffix}"] = accumulator
+        self.vars_to_train.update(new)
+
+    register_vars = register_train_vars
+
+    def check_grads(self, grads: Mapping[str, Any]) -> None:
+        """Checks that there is one gradient of the right shape for each variable.
+
+        Raises:
+          TypeError: If ``grads`` is not a dict.
+          ValueError: If an entry is missing, unknown or of another shape: it is named.
+        """
+        if not isinstance(grads, Mapping):
+            raise TypeError(f"grads must be a dict by variable, got {grads!r}.")
+        missing = sorted(self.vars_to_train.keys() - grads.keys())
+        extra = sorted(grads.keys() - self.vars_to_train.keys())
+        if missing or extra:
+            raise ValueError(
+                f"The gradients are not those of the variables: missing {missing}, "
+                f"unknown {extra}. register_train_vars adds variables."
+            )
+        for key, variable in self.vars_to_train.items():
+            want, got = _shapes(variable.value), _shapes(value_of(grads[key]))
+            if want != got:
+                raise ValueError(f"Gradient {key!r} has shape {got}, not {want}.")
+
+    def update(self, grads: Mapping[str, Any]) -> None:
+        """Updates all variables by one step, all at once or, on an error, none.
+
+        Outside of any transformation it is one compiled call for all variables,
+        compiled once per set of shapes. No array that a caller holds is reused.
+
+        Args:
+          grads: A dict from the variables' names to gradients of their shapes.
+
+        Raises:
+          TypeError, ValueError: If :meth:`check_grads` does.
+          RuntimeError: If JAX traces the call and a variable is one that JAX does
+            not track, as a :class:`adadelta_tx.Variable` is.
+        """
+        self.check_grads(grads)
+        names = tuple(self.vars_to_train)
+        variables = [self.implicit_vars[f"{name}_cache"] for name in names]
+        variables += [self.implicit_vars[f"{name}_delta"] for name in names]
+        variables += self.vars_to_train.values()
+        values = _step(
+            names,
+            [variable.value for variable in variables],
+            [value_of(grads[name]) for name in names],
+            jnp.asarray(value_of(self.lr()), dtype=float),
+            (float(self.rho), float(self.epsilon), float(self.weight_decay)),
+        )
+        assign(variables, values)
+        self.lr.step_call()
+
+    def effective_learning_rate(self) -> dict[str, Any]:
+        """RMS[Δx] / RMS[g] by variable: :func:`adadelta_tx.effective_learning_rate`."""
+        e_g, e_x = (
+            {
+                name: self.implicit_vars[f"{name}_{kind}"].value
+                for name in self.vars_to_train
+            }
+            for kind in ("cache", "delta")
+        )
+        state = optax.ScaleByAdaDeltaState(e_g=e_g, e_x=e_x)
+        return effective_learning_rate(state, self.epsilon)
+
+    @property
+    def name(self) -> str:
+        """The optimizer's name; assigning ``None`` takes the next automatic one."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        self._name = claim_name(self, name, type(self).__name__)
+
+    def unique_name(self, name: str | None = None, type_: str | None = None) -> str:
+        """``name`` if it is free, or the next automatic name of ``type_``."""
+        return free_name(self, name, type_ or type(self).__name__)
+
+    def nodes(
+        self, method: str = "absolute", level: int = -1, include_self: bool = True
+    ) -> Collector:
+        """This object and, unless ``level`` is 0, its learning rate's, by name."""
+        if method not in ("absolute", "relative"):
+            raise ValueError(f"method must be absolute or relative, got {method!r}.")
+        absolute = method == "absolute"
+        found = Collector({self.name if absolute else "": self} if include_self else {})
+        if level != 0:
+            found[self.lr.name if absolute else "lr"] = self.lr
+        return found
+
+    def vars(
+        self, method: str = "absolute", level: int = -1, include_self: bool = True
+    ) -> Collector:
+        """The accumulators and the learning rate's counters, by name."""
+        found = Collector()
+        for path, node in self.nodes(method, level, include_self).items():
+            own = self.implicit_vars if node is self else node.vars("relative", level=0)
+            prefix = f"{path}." if path else ""
+            found.update({prefix + key.lstrip("."): v for key, v in own.items()})
+        return found
+
+    def train_vars(
+        self, method: str = "absolute", level: int = -1, include_self: bool = True
+    ) -> Collector:
+        """The variables being trained, by the names that they were given."""
+        del method, level
+        return Collector(self.vars_to_train if include_self else {})
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(lr={self.lr!r}, epsilon={self.epsilon}, "
+            f"rho={self.rho}, name={self.name!r})"
+        )
+
+
+# Flat lists, not trees of names: an eager call spends its time on its arguments.
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _step(names: Any, values: Any, grads: Any, lr: Any, fixed: Any) -> list[Any]:
+    rho, epsilon, weight_decay = fixed
+    tx = optax.chain(
+        scale_by_adadelta(rho, epsilon),
+        optax.scale_by_learning_rate(lr),
+        optax.add_decayed_weights(-weight_decay),
+    )
+    n = len(names)
+    columns = (values[:n], values[n : 2 * n], values[2 * n :])
+    e_g, e_x, params = (dict(zip(names, x, strict=True)) for x in columns)
+    none = optax.EmptyState()
+    state: Any = (optax.ScaleByAdaDeltaState(e_g=e_g, e_x=e_x), none, none)
+    updates, state = tx.update(dict(zip(names, grads, strict=True)), state, params)
+    new_params: Any = optax.apply_updates(params, updates)
+    columns = (state[0].e_g, state[0].e_x, new_params)
+    return [column[name] for column in columns for name in names]
+
+
+def _shapes(x: Any) -> Any:
+    return x.shape if hasattr(x, "shape") else jax.tree.map(jnp.shape, x)
