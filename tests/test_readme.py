@@ -18,7 +18,8 @@ from benchmarks import demo, stateful, step
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-RECIPES = dict(re.findall(r"^\| (.+?) \| `(.+)` \|$", README, re.MULTILINE))
+TABLE = README[README.index("## Recipes") : README.index("## Results")]
+RECIPES = dict(re.findall(r"^\| (.+?) \| `(.+)` \|$", TABLE, re.MULTILINE))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -46,8 +47,7 @@ def test_recipe(recipe):
 
 
 def test_all_recipes_were_found():
-    table = README[README.index("## Recipes") : README.index("## Results")]
-    assert len(RECIPES) == table.count("\n|") - 2
+    assert len(RECIPES) == TABLE.count("\n|") - 2
 
 
 @pytest.mark.parametrize("benchmark", [demo, step, stateful])
