@@ -1,6 +1,5 @@
 """Adadelta as an object that updates variables, with BrainPy's interface."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,15 @@ import optax
 from jax.typing import DTypeLike
 
 from adadelta_tx._diagnostics import effective_learning_rate
-from adadelta_tx._schedules import Schedule, make_schedule
-from adadelta_tx._transform import BELOW_1, POSITIVE, number, scale_by_adadelta
+from adadelta_tx._schedules import Schedule, current_rate, make_schedule
+from adadelta_tx._transform import (
+    BELOW_1,
+    POSITIVE,
+    UP_TO_1,
+    flat_step,
+    number,
+    scale_by_adadelta,
+)
 from adadelta_tx._variables import (
     Collector,
     assign,
@@ -84,9 +90,8 @@ class Adadelta:
         """See the class."""
         self.epsilon = number("epsilon", epsilon, *POSITIVE)
         self.rho = number("rho", rho, *BELOW_1)
-        self.weight_decay = number(
-            "weight_decay", weight_decay or 0.0, lambda x: 0 <= x <= 1, "in [0, 1]"
-        )
+        self.weight_decay = 0.0 if weight_decay is None else weight_decay
+        number("weight_decay", self.weight_decay, *UP_TO_1)
         self.accumulator_dtype = accumulator_dtype
         self.lr = make_schedule(lr)
         self.vars_to_train = Collector()
@@ -102,12 +107,12 @@ class Adadelta:
         """
         new = trainable(train_vars, known=self.vars_to_train)
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
-        state: Any = tx.init({key: v.value for key, v in new.items()})
-        if new and not self.vars_to_train and isinstance(self.lr, Schedule):
-            self.lr.track_like(next(iter(new.values())))
+        state: Any = tx.init({str(key): v.value for key, v in new.items()})
+        for variable in new.values() if isinstance(self.lr, Schedule) else ():
+            self.lr.track_like(variable)
         for suffix, values in (("_cache", state.e_g), ("_delta", state.e_x)):
             for key, variable in new.items():
-                accumulator = variable_like(variable, values[key])
+                accumulator = variable_like(variable, values[str(key)])
                 self.implicit_vars[f"{key}{suffix}"] = accumulator
         self.vars_to_train.update(new)
 
@@ -145,20 +150,26 @@ class Adadelta:
 
         Raises:
           TypeError, ValueError: If :meth:`check_grads` does.
-          RuntimeError: If JAX traces the call and a variable is one that JAX does
-            not track, as a :class:`adadelta_tx.Variable` is.
+          RuntimeError: If JAX traces the call and a variable is an
+            :class:`adadelta_tx.Variable`, which it does not track. Of the others,
+            brainstate raises its ``TraceContextError`` under plain ``jax.jit``.
         """
         self.check_grads(grads)
-        names = tuple(self.vars_to_train)
-        variables = [self.implicit_vars[f"{name}_cache"] for name in names]
-        variables += [self.implicit_vars[f"{name}_delta"] for name in names]
+        keys = list(self.vars_to_train)
+        variables = [self.implicit_vars[f"{key}_cache"] for key in keys]
+        variables += [self.implicit_vars[f"{key}_delta"] for key in keys]
         variables += self.vars_to_train.values()
-        values = _step(
-            names,
+        fixed = (
+            number("rho", self.rho, *BELOW_1),
+            number("epsilon", self.epsilon, *POSITIVE),
+            number("weight_decay", self.weight_decay, *UP_TO_1),
+        )
+        values = flat_step(
+            tuple(map(str, keys)),
             [variable.value for variable in variables],
-            [value_of(grads[name]) for name in names],
-            jnp.asarray(value_of(self.lr()), dtype=float),
-            (float(self.rho), float(self.epsilon), float(self.weight_decay)),
+            [value_of(grads[key]) for key in keys],
+            current_rate(self.lr),
+            fixed,
         )
         assign(variables, values)
         self.lr.step_call()
@@ -223,26 +234,6 @@ class Adadelta:
             f"{type(self).__name__}(lr={self.lr!r}, epsilon={self.epsilon}, "
             f"rho={self.rho}, name={self.name!r})"
         )
-
-
-# Flat lists, not trees of names: an eager call spends its time on its arguments.
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _step(names: Any, values: Any, grads: Any, lr: Any, fixed: Any) -> list[Any]:
-    rho, epsilon, weight_decay = fixed
-    tx = optax.chain(
-        scale_by_adadelta(rho, epsilon),
-        optax.scale_by_learning_rate(lr),
-        optax.add_decayed_weights(-weight_decay),
-    )
-    n = len(names)
-    columns = (values[:n], values[n : 2 * n], values[2 * n :])
-    e_g, e_x, params = (dict(zip(names, x, strict=True)) for x in columns)
-    none = optax.EmptyState()
-    state: Any = (optax.ScaleByAdaDeltaState(e_g=e_g, e_x=e_x), none, none)
-    updates, state = tx.update(dict(zip(names, grads, strict=True)), state, params)
-    new_params: Any = optax.apply_updates(params, updates)
-    columns = (state[0].e_g, state[0].e_x, new_params)
-    return [column[name] for column in columns for name in names]
 
 
 def _shapes(x: Any) -> Any:

@@ -10,8 +10,10 @@ from adadelta_tx._transform import AT_LEAST_0, number
 from adadelta_tx._variables import (
     Collector,
     Variable,
+    assign,
     claim_name,
     is_variable,
+    value_of,
     variable_like,
 )
 
@@ -29,12 +31,13 @@ class Schedule:
         self._schedule = lr if callable(lr) else None
         self.last_call = Variable(jnp.asarray(-1, dtype=jnp.int32))
         self.last_epoch = Variable(jnp.asarray(-1, dtype=jnp.int32))
-        self._lr_is_given = is_variable(lr)
-        self._lr: Any = (
-            lr if self._lr_is_given else Variable(jnp.asarray(math.nan, float))
-        )
-        if not (callable(lr) or self._lr_is_given):
-            self.set_value(lr)
+        self._is_given = is_variable(lr)
+        if self._is_given:
+            self._lr: Any = lr
+            _scalar(self._lr.value)
+        else:
+            rate = math.nan if callable(lr) else number("lr", lr, *AT_LEAST_0)
+            self._lr = Variable(jnp.asarray(rate, dtype=float))
         self.name = claim_name(self, None, "Schedule" if callable(lr) else "Constant")
 
     @property
@@ -45,7 +48,7 @@ class Schedule:
     @lr.setter
     def lr(self, value: Any) -> None:
         value = number("lr", value, *AT_LEAST_0)
-        self._lr.value = jnp.asarray(value, dtype=self._lr.dtype)
+        assign([self._lr], [jnp.asarray(value, dtype=self.lr.dtype)])
 
     def set_value(self, value: Any) -> None:
         """Sets the learning rate, from now on also in place of a schedule."""
@@ -56,28 +59,40 @@ class Schedule:
         if self._schedule is None:
             return self.lr
         i = self.last_call.value + 1 if i is None else i
-        scheduled = jnp.asarray(self._schedule(i), dtype=self._lr.dtype)
+        scheduled = jnp.asarray(self._schedule(i), dtype=self.lr.dtype)
         return jnp.where(jnp.isnan(self.lr), scheduled, self.lr)
 
     def step_call(self) -> None:
         """Counts an update."""
-        self.last_call.value = self.last_call.value + 1
+        assign([self.last_call], [self.last_call.value + 1])
 
     def step_epoch(self) -> None:
         """Counts an epoch, as BrainPy's trainers tell it."""
-        self.last_epoch.value = self.last_epoch.value + 1
+        assign([self.last_epoch], [self.last_epoch.value + 1])
 
     def vars(self, method: str = "absolute", **_: Any) -> Collector:
         """The counters, and a learning rate given as a variable, by their names."""
         prefix = f"{self.name}." if method == "absolute" else ""
-        keys = ["lr"] * self._lr_is_given + ["last_epoch", "last_call"]
+        keys = ["lr"] * self._is_given + ["last_epoch", "last_call"]
         variables = {"lr": self._lr, **vars(self)}
         return Collector((prefix + key, variables[key]) for key in keys)
 
     def track_like(self, variable: Any) -> None:
-        """Lets the transformations that track ``variable`` track the numbers too."""
-        for key in ["_lr"] * (not self._lr_is_given) + ["last_epoch", "last_call"]:
-            setattr(self, key, variable_like(variable, getattr(self, key).value))
+        """Lets the transformations that track ``variable`` track the numbers too.
+
+        Raises:
+          ValueError: If they cannot track a learning rate that was given.
+        """
+        if isinstance(variable, Variable):
+            return
+        if self._is_given and isinstance(self._lr, Variable):
+            raise ValueError(
+                "lr is an adadelta_tx.Variable, which the transformations of the "
+                "trained variables do not track. Give lr as a variable of their kind."
+            )
+        for key in ("_lr", "last_epoch", "last_call"):
+            if isinstance(getattr(self, key), Variable):
+                setattr(self, key, variable_like(variable, getattr(self, key).value))
 
     def __repr__(self) -> str:
         kind = self.name.rstrip("0123456789")
@@ -89,3 +104,17 @@ def make_schedule(lr: Any) -> Any:
     if hasattr(lr, "step_call") and hasattr(lr, "step_epoch"):
         return lr
     return Schedule(lr)
+
+
+def current_rate(schedule: Any) -> jax.Array:
+    """The learning rate of the next update, a floating-point scalar."""
+    return jnp.asarray(_scalar(value_of(schedule())), dtype=float)
+
+
+def _scalar(lr: Any) -> Any:
+    if jnp.ndim(lr) or not jnp.issubdtype(jnp.result_type(lr), jnp.floating):
+        raise ValueError(
+            "lr must give a floating-point scalar, got one of shape "
+            f"{jnp.shape(lr)} and dtype {jnp.result_type(lr)}."
+        )
+    return lr

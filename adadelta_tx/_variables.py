@@ -50,7 +50,8 @@ class Variable:
 
     @value.setter
     def value(self, value: Any) -> None:
-        value = jnp.asarray(value)
+        if not isinstance(value, jax.Array):
+            value = jnp.asarray(value)
         if (value.shape, value.dtype) != (self.shape, self.dtype):
             raise ValueError(
                 f"A {type(self).__name__} of shape {self.shape} and dtype {self.dtype} "
@@ -89,6 +90,12 @@ class Collector(dict[str, Any]):
         """Adds the items of another dict."""
         for name, item in other.items():
             self[name] = item
+
+    def __add__(self, other: Any) -> Self:
+        """The items of both."""
+        both = type(self)(self)
+        both.update(other)
+        return both
 
     def subset(self, type_: type | tuple[type, ...]) -> Self:
         """Those items that are of this type."""
@@ -133,8 +140,8 @@ def trainable(train_vars: Any, known: Collector) -> Collector:
 
     Raises:
       TypeError: If it is not a dict of variables.
-      ValueError: If a name stands for another variable already, or a variable has
-        another name already.
+      ValueError: If a name stands for another variable already, a variable has
+        another name already, or two names are written alike.
     """
     if train_vars is not None and not isinstance(train_vars, Mapping):
         hint = ""
@@ -157,11 +164,13 @@ def trainable(train_vars: Any, known: Collector) -> Collector:
             f"{sorted(again)} are second names of variables that are trained already. "
             "Pass train_vars.unique()."
         )
+    if len(set(map(str, together))) < len(together):
+        raise ValueError(f"Two of these names are written alike: {list(together)}.")
     return Collector((k, v) for k, v in together.items() if k not in known)
 
 
 def assign(variables: list[Any], values: list[Any]) -> None:
-    """Gives each variable its value: all of them or, on an error, none.
+    """Gives each variable a value of its shape and dtype: all of them, or none.
 
     Raises:
       RuntimeError: If JAX traces a value for a variable that JAX does not track.
@@ -169,12 +178,19 @@ def assign(variables: list[Any], values: list[Any]) -> None:
     for variable, value in zip(variables, values, strict=True):
         if isinstance(variable, Variable) and isinstance(value, Tracer):
             raise RuntimeError(
-                "adadelta_tx.Adadelta.update was called inside a JAX transformation, "
-                "which does not track adadelta_tx.Variable. Use the gradient "
-                "transformation adadelta_tx.adadelta() there."
+                "An adadelta_tx.Variable was to be set inside a JAX transformation, "
+                "which does not track it. Use the gradient transformation "
+                "adadelta_tx.adadelta() there."
             )
+    brainpy_math = sys.modules.get("brainpy.math")
+    plain = (brainpy_math.Variable, brainpy_math.TrainVar) if brainpy_math else ()
     for variable, value in zip(variables, values, strict=True):
-        variable.value = value
+        if type(variable) in plain:
+            # The setter that theirs extends. It records the write as theirs does,
+            # without comparing shapes and dtypes, and refuses a leaking tracer.
+            sys.modules["brainstate"].State.value.fset(variable, value)
+        else:
+            variable.value = value
 
 
 def _is_state(x: Any) -> bool:

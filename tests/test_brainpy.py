@@ -4,6 +4,7 @@ import brainpy as bp
 import brainpy.math as bm
 import brainstate
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -292,3 +293,80 @@ def test_brainpy_array_as_gradient():
     optimizer = Adadelta({"w": w})
     optimizer.update({"w": bm.ones(2)})
     np.testing.assert_allclose(w.value, 1 - 4.47e-3, rtol=1e-4)
+
+
+FAMILIES = {"brainpy": bm.TrainVar, "brainstate": brainstate.ParamState}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("lr", ["number", "schedule", "variable"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lr_in_every_family(family, lr, compiled):
+    kinds = {"brainpy": bm.Variable, "brainstate": brainstate.ShortTermState}
+    rate = {
+        "number": 0.5,
+        "schedule": optax.constant_schedule(0.5),
+        "variable": kinds[family](jnp.asarray(0.5)),
+    }[lr]
+    w = FAMILIES[family](jnp.ones(3))
+    opt = Adadelta({"w": w}, lr=rate)
+
+    def update():
+        opt.update({"w": jnp.ones(3)})
+
+    step = brainstate.transform.jit(update) if compiled else update
+    step()
+    # The first step is √(ε / ((1 − ρ) + ε)), times the rate.
+    np.testing.assert_allclose(w.value, 1 - 0.5 * 4.4721e-3, rtol=1e-6)
+    before = np.asarray(w.value)
+    opt.lr.set_value(0.0)
+    step()
+    np.testing.assert_array_equal(w.value, before)
+    opt.lr.lr = 1.0
+    step()
+    assert np.all(w.value < before)
+    assert opt.lr.last_call.value == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_own_lr_variable_with_theirs(family):
+    lr = adadelta_tx.Variable(jnp.asarray(0.5))
+    opt = Adadelta(lr=lr)
+    with pytest.raises(ValueError, match="Give lr as a variable of their kind"):
+        opt.register_train_vars({"w": FAMILIES[family](jnp.ones(3))})
+    assert not opt.vars_to_train
+
+
+def test_lr_shared_by_two_optimizers():
+    one, two = bm.TrainVar(jnp.ones(3)), bm.TrainVar(jnp.ones(3))
+    first = Adadelta({"w": one})
+    step = bm.jit(lambda: first.update({"w": jnp.ones(3)}))
+    step()
+    second = Adadelta({"w": two}, lr=first.lr)
+    first.lr.set_value(0.0)
+    before = np.asarray(one.value)
+    step()
+    second.update({"w": jnp.ones(3)})
+    np.testing.assert_array_equal(one.value, before)
+    np.testing.assert_array_equal(two.value, np.ones(3))
+
+
+def test_lr_variable_of_one_element_changes_nothing():
+    with pytest.raises(ValueError, match="lr must give a floating-point scalar"):
+        Adadelta({"w": bm.TrainVar(jnp.ones(3))}, lr=bm.Variable(jnp.ones(1)))
+
+
+def test_traced_rho():
+    w = bm.TrainVar(jnp.ones(3))
+    bm.jit(lambda rho: Adadelta({"w": w}, rho=rho).update({"w": jnp.ones(3)}))(0.5)
+    np.testing.assert_allclose(w.value, 1 - np.sqrt(1e-6 / 0.500001), rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_jit_does_not_leak(family):
+    w = FAMILIES[family](jnp.ones(3))
+    opt = Adadelta({"w": w})
+    with pytest.raises(brainstate.TraceContextError):
+        jax.jit(lambda g: opt.update({"w": g}))(jnp.ones(3))
+    np.testing.assert_array_equal(w.value, 1.0)
+    np.testing.assert_array_equal(opt.implicit_vars["w_cache"].value, 0.0)

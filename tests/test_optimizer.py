@@ -412,3 +412,62 @@ def test_variable():
         v.value = jnp.ones(2, jnp.int32)
     np.testing.assert_array_equal(v.value, [3.0, 4.0])
     assert repr(TrainVar(1)) == "TrainVar(1, dtype=int32, weak_type=True)"
+
+
+def test_names_that_are_written_alike():
+    opt = Adadelta()
+    with pytest.raises(ValueError, match="written alike"):
+        opt.register_train_vars({1: TrainVar(1.0), "1": TrainVar(2.0)})
+    assert not opt.implicit_vars
+    mixed = {("a", 0, "w"): TrainVar(1.0), ("a", "x"): TrainVar(2.0)}
+    opt.register_train_vars(mixed)
+    opt.update(dict.fromkeys(mixed, 1.0))
+
+
+def test_traced_hyperparameters():
+    """As they are used inside a function that builds its own optimizer."""
+
+    def step(rho, epsilon, weight_decay):
+        opt = Adadelta(variables(), 1.0, epsilon, rho, weight_decay=weight_decay)
+        with pytest.raises(RuntimeError, match="does not track"):
+            opt.update(grads(0))
+        return rho
+
+    assert jax.jit(step)(0.9, 1e-4, 0.1) == np.float32(0.9)
+
+
+def test_numbers_of_the_learning_rate_do_not_leak():
+    opt = Adadelta(variables())
+
+    def count(method):
+        method()
+        return 0
+
+    for method in (opt.lr.step_call, opt.lr.step_epoch):
+        with pytest.raises(RuntimeError, match="does not track it"):
+            jax.jit(lambda method=method: count(method))()
+    with pytest.raises(RuntimeError, match="does not track it"):
+        jax.jit(opt.lr.set_value)(0.5)
+    assert opt.lr() == 1.0
+    assert opt.lr.last_call.value == opt.lr.last_epoch.value == -1
+
+
+@pytest.mark.parametrize("lr", [Variable(np.ones(1)), Variable(1), Variable(True)])
+def test_lr_variable_is_no_scalar(lr):
+    with pytest.raises(ValueError, match="lr must give a floating-point scalar"):
+        Adadelta(variables(), lr=lr)
+
+
+def test_schedule_that_gives_no_scalar_changes_nothing():
+    opt = Adadelta(variables(), lr=lambda count: jnp.full(1, 0.5))
+    before = snapshot(opt)
+    with pytest.raises(ValueError, match=r"scalar, got one of shape \(1,\)"):
+        opt.update(grads(0))
+    chex.assert_trees_all_equal(snapshot(opt), before)
+
+
+def test_collections_add_up():
+    one, two = Adadelta(variables()), Adadelta(variables())
+    assert len(one.vars() + two.vars()) == len(one.vars()) + len(two.vars())
+    with pytest.raises(ValueError, match="stands for another object"):
+        one.vars("relative") + two.vars("relative")
