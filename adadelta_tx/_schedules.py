@@ -34,7 +34,8 @@ class Schedule:
         self._is_given = is_variable(lr)
         if self._is_given:
             self._lr: Any = lr
-            _scalar(self._lr.value)
+            if self.lr.ndim or not jnp.issubdtype(self.lr.dtype, jnp.floating):
+                raise ValueError(f"lr must hold a floating-point scalar, got {lr!r}.")
         else:
             rate = math.nan if callable(lr) else number("lr", lr, *AT_LEAST_0)
             self._lr = Variable(jnp.asarray(rate, dtype=float))
@@ -107,14 +108,12 @@ def make_schedule(lr: Any) -> Any:
 
 
 def current_rate(schedule: Any) -> jax.Array:
-    """The learning rate of the next update, a floating-point scalar."""
-    return jnp.asarray(_scalar(value_of(schedule())), dtype=float)
+    """The learning rate of the next update.
 
-
-def _scalar(lr: Any) -> Any:
-    if jnp.ndim(lr) or not jnp.issubdtype(jnp.result_type(lr), jnp.floating):
-        raise ValueError(
-            "lr must give a floating-point scalar, got one of shape "
-            f"{jnp.shape(lr)} and dtype {jnp.result_type(lr)}."
-        )
-    return lr
+    Raises:
+      ValueError: If it is not a scalar.
+    """
+    rate = jnp.asarray(value_of(schedule()), dtype=float)
+    if rate.ndim:
+        raise ValueError(f"lr must give a scalar, got one of shape {rate.shape}.")
+    return rate

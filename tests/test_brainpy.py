@@ -84,6 +84,7 @@ SCHEDULERS = {
         1.0, decay_steps=3, decay_rate=0.5
     ),
     "each epoch": lambda: bp.optim.StepLR(1.0, step_size=1, gamma=0.3),
+    "set to an integer": lambda: bp.optim.Constant(2),
     "variable": lambda: bm.Variable(jnp.asarray(0.3)),
 }
 
@@ -352,7 +353,7 @@ def test_lr_shared_by_two_optimizers():
 
 
 def test_lr_variable_of_one_element_changes_nothing():
-    with pytest.raises(ValueError, match="lr must give a floating-point scalar"):
+    with pytest.raises(ValueError, match="lr must hold a floating-point scalar"):
         Adadelta({"w": bm.TrainVar(jnp.ones(3))}, lr=bm.Variable(jnp.ones(1)))
 
 

@@ -454,14 +454,16 @@ def test_numbers_of_the_learning_rate_do_not_leak():
 
 @pytest.mark.parametrize("lr", [Variable(np.ones(1)), Variable(1), Variable(True)])
 def test_lr_variable_is_no_scalar(lr):
-    with pytest.raises(ValueError, match="lr must give a floating-point scalar"):
+    with pytest.raises(ValueError, match="lr must hold a floating-point scalar"):
         Adadelta(variables(), lr=lr)
 
 
 def test_schedule_that_gives_no_scalar_changes_nothing():
     opt = Adadelta(variables(), lr=lambda count: jnp.full(1, 0.5))
     before = snapshot(opt)
-    with pytest.raises(ValueError, match=r"scalar, got one of shape \(1,\)"):
+    with pytest.raises(
+        ValueError, match=r"must give a scalar, got .* shape \(1,\)"
+    ):
         opt.update(grads(0))
     chex.assert_trees_all_equal(snapshot(opt), before)
 
