@@ -90,8 +90,8 @@ class Adadelta:
         """See the class."""
         self.epsilon = number("epsilon", epsilon, *POSITIVE)
         self.rho = number("rho", rho, *BELOW_1)
-        self.weight_decay = 0.0 if weight_decay is None else weight_decay
-        number("weight_decay", self.weight_decay, *UP_TO_1)
+        weight_decay = 0.0 if weight_decay is None else weight_decay
+        self.weight_decay = number("weight_decay", weight_decay, *UP_TO_1)
         self.accumulator_dtype = accumulator_dtype
         self.lr = make_schedule(lr)
         self.vars_to_train = Collector()
@@ -156,9 +156,11 @@ class Adadelta:
         """
         self.check_grads(grads)
         keys = list(self.vars_to_train)
-        variables = [self.implicit_vars[f"{key}_cache"] for key in keys]
-        variables += [self.implicit_vars[f"{key}_delta"] for key in keys]
-        variables += self.vars_to_train.values()
+        variables = [
+            *self._accumulators("cache"),
+            *self._accumulators("delta"),
+            *self.vars_to_train.values(),
+        ]
         fixed = (
             number("rho", self.rho, *BELOW_1),
             number("epsilon", self.epsilon, *POSITIVE),
@@ -177,14 +179,14 @@ class Adadelta:
     def effective_learning_rate(self) -> dict[str, Any]:
         """RMS[Δx] / RMS[g] by variable: :func:`adadelta_tx.effective_learning_rate`."""
         e_g, e_x = (
-            {
-                name: self.implicit_vars[f"{name}_{kind}"].value
-                for name in self.vars_to_train
-            }
-            for kind in ("cache", "delta")
+            dict(zip(self.vars_to_train, [v.value for v in column], strict=True))
+            for column in (self._accumulators("cache"), self._accumulators("delta"))
         )
         state = optax.ScaleByAdaDeltaState(e_g=e_g, e_x=e_x)
         return effective_learning_rate(state, self.epsilon)
+
+    def _accumulators(self, kind: str) -> list[Any]:
+        return [self.implicit_vars[f"{key}_{kind}"] for key in self.vars_to_train]
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -31,6 +32,20 @@ def temporary_bytes(compiled: jax.stages.Compiled) -> int:
     if memory is None:
         raise RuntimeError("This backend does not say how much memory a program takes.")
     return memory.temp_size_in_bytes
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and range of several timed runs, as they are kept with each result."""
+    return {
+        "median_ms": 1e3 * statistics.median(seconds),
+        "fastest_ms": 1e3 * min(seconds),
+        "slowest_ms": 1e3 * max(seconds),
+    }
+
+
+def describe() -> str:
+    """The environment in one line."""
+    return ", ".join(f"{key} {value}" for key, value in environment().items())
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = {name: run._asdict() for name, run in runs.items()}
     print(summary(results))
     print("temporary bytes: of the optimizer's step, parameters and state donated")
-    print(", ".join(f"{key} {value}" for key, value in report.environment().items()))
+    print(report.describe())
     print(f"written: {report.write(options.out, 'demo', results)}")
     draw(runs, options.out / "demo.png")
     print(f"picture: {options.out / 'demo.png'}")

@@ -7,7 +7,6 @@ with ``brainpy.BPTT``; the loss of each epoch is printed side by side.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -28,8 +27,6 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "adadelta_tx.Adadelta": adadelta_tx.Adadelta,
     "brainpy.optim.Adadelta": lambda train_vars: bp.optim.Adadelta(1.0, train_vars),
 }
-
-
 OWN = "adadelta_tx.Adadelta, its own variables"
 
 
@@ -135,14 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     times = eager_times(options.variables, options.rounds)
     results = {
         "brainpy": version("brainpy"),
-        "eager": {
-            name: {
-                "median_ms": 1e3 * statistics.median(seconds),
-                "fastest_ms": 1e3 * min(seconds),
-                "slowest_ms": 1e3 * max(seconds),
-            }
-            for name, seconds in times.items()
-        },
+        "eager": {name: report.milliseconds(times[name]) for name in times},
         "losses": {
             name: loss_history(make, options.epochs)
             for name, make in OPTIMIZERS.items()
@@ -150,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     print(f"{options.variables} variables, {2 * options.rounds} eager updates of each")
     print(summary(results))
-    print(", ".join(f"{key} {value}" for key, value in report.environment().items()))
+    print(report.describe())
     print(f"brainpy {results['brainpy']}")
     print(f"written: {report.write(options.out, 'stateful', results)}")
 

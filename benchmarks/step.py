@@ -8,7 +8,6 @@ the compiled program's, beside parameters, gradient and state.
 """
 
 import argparse
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -91,16 +90,14 @@ def main(arguments: list[str] | None = None) -> None:
         {
             "optimizer": name,
             "parameters": options.size,
-            "median_ms": 1e3 * statistics.median(seconds[name]),
-            "fastest_ms": 1e3 * min(seconds[name]),
-            "slowest_ms": 1e3 * max(seconds[name]),
+            **report.milliseconds(seconds[name]),
             "temporary_bytes": report.temporary_bytes(step),
         }
         for name, step in steps.items()
     ]
     print(f"{options.size:,} float32 parameters, {2 * options.rounds} steps of each")
     print(summary(results))
-    print(", ".join(f"{key} {value}" for key, value in report.environment().items()))
+    print(report.describe())
     print(f"written: {report.write(options.out, 'step', results)}")
 
 
