@@ -1,5 +1,6 @@
 """Adadelta for JAX: the paper's recurrence, in place."""
 
+from adadelta_tx._checkpoint import CheckpointError
 from adadelta_tx._diagnostics import effective_learning_rate
 from adadelta_tx._optimizer import Adadelta
 from adadelta_tx._transform import adadelta, scale_by_adadelta
@@ -7,6 +8,7 @@ from adadelta_tx._variables import TrainVar, Variable, clear_name_cache
 
 __all__ = [
     "Adadelta",
+    "CheckpointError",
     "TrainVar",
     "Variable",
     "adadelta",

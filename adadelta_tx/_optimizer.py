@@ -4,24 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import chex
-import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
+from adadelta_tx._checkpoint import StrPath, load_states, save_states
 from adadelta_tx._diagnostics import effective_learning_rate
 from adadelta_tx._schedules import Schedule, current_rate, make_schedule
-from adadelta_tx._transform import (
-    BELOW_1,
-    POSITIVE,
-    UP_TO_1,
-    flat_step,
-    number,
-    scale_by_adadelta,
-)
+from adadelta_tx._transform import NUMBERS, flat_step, number, scale_by_adadelta
 from adadelta_tx._variables import (
     Collector,
     assign,
+    check_grads,
     claim_name,
     free_name,
     trainable,
@@ -88,10 +81,9 @@ class Adadelta:
         accumulator_dtype: DTypeLike | None = None,
     ) -> None:
         """See the class."""
-        self.epsilon = number("epsilon", epsilon, *POSITIVE)
-        self.rho = number("rho", rho, *BELOW_1)
-        weight_decay = 0.0 if weight_decay is None else weight_decay
-        self.weight_decay = number("weight_decay", weight_decay, *UP_TO_1)
+        self.rho, self.epsilon = rho, epsilon
+        self.weight_decay = 0.0 if weight_decay is None else weight_decay
+        self.rho, self.epsilon, self.weight_decay = self.numbers().values()
         self.accumulator_dtype = accumulator_dtype
         self.lr = make_schedule(lr)
         self.vars_to_train = Collector()
@@ -125,19 +117,7 @@ class Adadelta:
           TypeError: If ``grads`` is not a dict.
           ValueError: If an entry is missing, unknown or of another shape: it is named.
         """
-        if not isinstance(grads, Mapping):
-            raise TypeError(f"grads must be a dict by variable, got {grads!r}.")
-        missing = sorted(self.vars_to_train.keys() - grads.keys())
-        extra = sorted(grads.keys() - self.vars_to_train.keys())
-        if missing or extra:
-            raise ValueError(
-                f"The gradients are not those of the variables: missing {missing}, "
-                f"unknown {extra}. register_train_vars adds variables."
-            )
-        for key, variable in self.vars_to_train.items():
-            want, got = _shapes(variable.value), _shapes(value_of(grads[key]))
-            if want != got:
-                raise ValueError(f"Gradient {key!r} has shape {got}, not {want}.")
+        check_grads(grads, self.vars_to_train)
 
     def update(self, grads: Mapping[str, Any]) -> None:
         """Updates all variables by one step, all at once or, on an error, none.
@@ -155,23 +135,14 @@ class Adadelta:
             brainstate raises its ``TraceContextError`` under plain ``jax.jit``.
         """
         self.check_grads(grads)
-        keys = list(self.vars_to_train)
-        variables = [
-            *self._accumulators("cache"),
-            *self._accumulators("delta"),
-            *self.vars_to_train.values(),
-        ]
-        fixed = (
-            number("rho", self.rho, *BELOW_1),
-            number("epsilon", self.epsilon, *POSITIVE),
-            number("weight_decay", self.weight_decay, *UP_TO_1),
-        )
+        variables = self._accumulators("cache") + self._accumulators("delta")
+        variables += self.vars_to_train.values()
         values = flat_step(
-            tuple(map(str, keys)),
+            tuple(map(str, self.vars_to_train)),
             [variable.value for variable in variables],
-            [value_of(grads[key]) for key in keys],
+            [value_of(grads[key]) for key in self.vars_to_train],
             current_rate(self.lr),
-            fixed,
+            tuple(self.numbers().values()),
         )
         assign(variables, values)
         self.lr.step_call()
@@ -187,6 +158,10 @@ class Adadelta:
 
     def _accumulators(self, kind: str) -> list[Any]:
         return [self.implicit_vars[f"{key}_{kind}"] for key in self.vars_to_train]
+
+    def numbers(self) -> dict[str, float]:
+        """rho, epsilon and the weight decay, each checked to be in its range."""
+        return {key: number(key, getattr(self, key), *NUMBERS[key]) for key in NUMBERS}
 
     @property
     def name(self) -> str:
@@ -231,12 +206,43 @@ class Adadelta:
         del method, level
         return Collector(self.vars_to_train if include_self else {})
 
+    def save_states(
+        self,
+        filename: StrPath,
+        variables: Mapping[str, Any] | None = None,
+        **setting: Any,
+    ) -> None:
+        """Saves the state in a file, or leaves the file that was there as it is.
+
+        Args:
+          filename: A path; ``.npz`` (or no extension), ``.h5`` or ``.hdf5`` (needs
+            h5py), ``.mat`` (scipy), ``.pkl`` or ``.pickle`` says the format.
+          variables: A dict of variables or arrays to save. ``None`` is :meth:`vars`.
+          **setting: ``compressed=True`` for a smaller ``.npz`` file.
+
+        Raises:
+          CheckpointError: If there is no such format, or it lacks a package.
+          OSError: If the system does not write the file.
+        """
+        save_states(self, filename, variables, **setting)
+
+    def load_states(self, filename: StrPath, verbose: bool = False) -> None:
+        """Loads a file of :meth:`save_states`, whatever the name then, or of BrainPy.
+
+        Accumulators and counters become the file's, and so do rho, epsilon, weight
+        decay and learning rate, which BrainPy does not store; a change is logged.
+
+        Args:
+          filename: A path; its extension says the format.
+          verbose: Whether to log what is loaded, at level INFO.
+
+        Raises:
+          CheckpointError: If it is damaged or of other variables. Nothing has changed.
+        """
+        load_states(self, filename, verbose)
+
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(lr={self.lr!r}, epsilon={self.epsilon}, "
             f"rho={self.rho}, name={self.name!r})"
         )
-
-
-def _shapes(x: Any) -> Any:
-    return x.shape if hasattr(x, "shape") else jax.tree.map(jnp.shape, x)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adadelta_tx._transform import AT_LEAST_0, number
 from adadelta_tx._variables import (
@@ -48,8 +49,7 @@ class Schedule:
 
     @lr.setter
     def lr(self, value: Any) -> None:
-        value = number("lr", value, *AT_LEAST_0)
-        assign([self._lr], [jnp.asarray(value, dtype=self.lr.dtype)])
+        restore_rate(self, number("lr", value, *AT_LEAST_0))
 
     def set_value(self, value: Any) -> None:
         """Sets the learning rate, from now on also in place of a schedule."""
@@ -117,3 +117,16 @@ def current_rate(schedule: Any) -> jax.Array:
     if rate.ndim:
         raise ValueError(f"lr must give a scalar, got one of shape {rate.shape}.")
     return rate
+
+
+def rate(schedule: Any) -> float:
+    """The learning rate that was set; NaN where there is none."""
+    return float(np.asarray(value_of(getattr(schedule, "lr", math.nan))))
+
+
+def restore_rate(schedule: Any, lr: float) -> None:
+    """Sets what :func:`rate` told, NaN included."""
+    if isinstance(schedule, Schedule):
+        assign([schedule._lr], [jnp.asarray(lr, dtype=schedule.lr.dtype)])
+    else:
+        schedule.lr = lr

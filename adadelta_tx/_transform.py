@@ -20,6 +20,7 @@ BELOW_1 = (lambda x: 0 <= x < 1, "in [0, 1)")
 POSITIVE = (lambda x: 0 < x < 1e30, "above 0 and below 1e30")
 AT_LEAST_0 = (lambda x: 0 <= x < math.inf, "finite and at least 0")
 UP_TO_1 = (lambda x: 0 <= x <= 1, "in [0, 1]")
+NUMBERS = {"rho": BELOW_1, "epsilon": POSITIVE, "weight_decay": UP_TO_1}
 _REAL = (jnp.floating, jnp.integer)
 
 
@@ -223,7 +224,7 @@ def flat_step(
     values: list[Any],
     grads: list[Any],
     lr: jax.Array,
-    fixed: tuple[Any, Any, Any],
+    fixed: tuple[Any, ...],
 ) -> list[Any]:
     """One compiled step of several parameters.
 

@@ -169,6 +169,23 @@ def trainable(train_vars: Any, known: Collector) -> Collector:
     return Collector((k, v) for k, v in together.items() if k not in known)
 
 
+def check_grads(grads: Any, variables: Mapping[str, Any]) -> None:
+    """See :meth:`adadelta_tx.Adadelta.check_grads`."""
+    if not isinstance(grads, Mapping):
+        raise TypeError(f"grads must be a dict by variable, got {grads!r}.")
+    missing = sorted(variables.keys() - grads.keys())
+    extra = sorted(grads.keys() - variables.keys())
+    if missing or extra:
+        raise ValueError(
+            f"The gradients are not those of the variables: missing {missing}, "
+            f"unknown {extra}. register_train_vars adds variables."
+        )
+    for key, variable in variables.items():
+        want, got = _shapes(variable.value), _shapes(value_of(grads[key]))
+        if want != got:
+            raise ValueError(f"Gradient {key!r} has shape {got}, not {want}.")
+
+
 def assign(variables: list[Any], values: list[Any]) -> None:
     """Gives each variable a value of its shape and dtype: all of them, or none.
 
@@ -191,6 +208,10 @@ def assign(variables: list[Any], values: list[Any]) -> None:
             sys.modules["brainstate"].State.value.fset(variable, value)
         else:
             variable.value = value
+
+
+def _shapes(x: Any) -> Any:
+    return x.shape if hasattr(x, "shape") else jax.tree.map(jnp.shape, x)
 
 
 def _is_state(x: Any) -> bool:
