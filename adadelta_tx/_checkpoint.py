@@ -31,7 +31,7 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from adadelta_tx._schedules import rate, restore_rate
-from adadelta_tx._transform import NUMBERS, number
+from adadelta_tx._transform import AT_LEAST_0, NUMBERS, number
 from adadelta_tx._variables import assign, value_of
 
 StrPath = str | os.PathLike[str]
@@ -45,7 +45,7 @@ _MARK = b"adadelta_tx"
 # tags of the matrix, its class, its dimensions, its name and its 32 bytes.
 _SEAL = struct.pack(
     "<2I 4I 4I 2I24s 2I",
-    *(14, 112, 6, 8, 9, 0, 5, 8, 1, 32, 1, 18, b"adadelta_tx:sha256", 2, 32),
+    *(14, 104, 6, 8, 9, 0, 5, 8, 1, 32, 1, 18, b"adadelta_tx:sha256", 2, 32),
 )
 _TEXT_LIMIT = 2**24  # bytes of text that even a small file may claim
 _PLAIN = [np.dtype(f"{k}{n}") for k in "iu" for n in (1, 2, 4, 8)]
@@ -140,6 +140,8 @@ def load_states(optimizer: Any, filename: StrPath, verbose: bool = False) -> Non
     form = _format(filename)
     path = os.fspath(filename)
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise CheckpointError("is not a file.")
         with open(path, "rb") as file, contextlib.ExitStack() as stack:
             size = os.fstat(file.fileno()).st_size
             sealed = _is_sealed(file, size)
@@ -295,11 +297,15 @@ def _plan(
     targets = _under(name, optimizer.implicit_vars)
     need = _leaves(targets).keys()
     have = {key for key in claims if key.startswith(f"{name}.")}
-    if not need or need != have:
+    if not need:
+        raise CheckpointError(
+            f"{optimizer.name} has no variables yet. Give it train_vars, or call "
+            "register_train_vars, before it loads."
+        )
+    if need != have:
         raise CheckpointError(
             f"its variables are not those of {optimizer.name}: missing "
-            f"{_some(need - have)}, unknown {_some(have - need)}. The optimizer needs "
-            "its train_vars before it loads."
+            f"{_some(need - have)}, unknown {_some(have - need)}."
         )
     lr = optimizer.lr
     counters = lr.vars("relative", level=0)
@@ -314,10 +320,13 @@ def _plan(
     if name == header["name"]:
         saved = header["numbers"]
         numbers = {key: number(key, saved[key], *NUMBERS[key]) for key in NUMBERS}
-        if _kind(schedule) == _kind(lr.name):
-            numbers["lr"] = float(saved["lr"])
+        kind = _kind(header["schedule"])
+        if kind != _kind(lr.name):
+            warnings.append(f"lr stays {lr!r}, where the file has a {kind}.")
+        elif math.isnan(float(saved["lr"])):
+            numbers["lr"] = math.nan
         else:
-            warnings.append(f"lr stays {lr!r}, where the file has a {_kind(schedule)}.")
+            numbers["lr"] = number("lr", saved["lr"], *AT_LEAST_0)
     leaves = _leaves(targets)
     for key, leaf in leaves.items():
         here, stored = _Claim(np.dtype(leaf.dtype), leaf.shape), claims[key]
@@ -375,10 +384,10 @@ def _text(reader: _Reader, name: str, size: int) -> np.ndarray:
 
 
 def _prefix(
-    claims: Collection[str], variables: Collection[str], own: str, saved: str | None
+    claims: Collection[str], variables: Mapping[str, Any], own: str, saved: str | None
 ) -> str:
     """The name under which a file has some of these variables, or else ``own``."""
-    keys = {key.lstrip(".") for key in variables}
+    keys = {key.lstrip(".") for key in _leaves(variables)}
     names = [key.partition(".") for key in claims]
     found = {name for name, _, key in names if key in keys}
     for name in (own, saved):

@@ -27,9 +27,9 @@ def test_imports_only_what_it_depends_on():
         text=True,
     )
     modules = {name.partition(".")[0] for name in result.stdout.split()}
-    others = {"brainpy", "brainstate", "flax", "haiku", "keras", "torch", "h5py"}
+    others = {"brainpy", "brainstate", "flax", "haiku", "keras", "orbax", "torch"}
     assert "optax" in modules
-    assert not modules & {*others, "matplotlib", "sklearn", "tqdm"}
+    assert not modules & {*others, "h5py", "matplotlib", "scipy", "sklearn", "tqdm"}
 
 
 def test_demo(tmp_path, capsys):

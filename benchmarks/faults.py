@@ -1,0 +1,339 @@
+"""Tries to lose a run: kills writers, damages files, fills the disk, races writers.
+
+Each checkpoint that is written holds random numbers made from a version, and the
+version. A file that loads is right if all of its numbers are those of one version.
+
+- kills: a process that saves again and again is killed (SIGKILL) at a random moment.
+  Afterwards the file must load, and be no older than the last save that had ended.
+- damage: a file is truncated, or has bits flipped, a block overwritten, or its end
+  replaced by that of another checkpoint. Loading it must fail and change nothing.
+- full disk: a limit stops a save after some number of bytes. The file that was there
+  must load, and no other file be left.
+- races: two processes save to one path while it is loaded again and again.
+"""
+
+import argparse
+import multiprocessing
+import random
+import resource
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm import tqdm
+
+import adadelta_tx
+from benchmarks import _report as report
+
+FORMATS = ["npz", "compressed npz", "h5", "mat", "pkl"]
+DAMAGES = ["truncated", "bits flipped", "block overwritten", "spliced"]
+LARGE, SMALL = 250_000, 100  # elements of each of two variables
+
+
+def make(size: int, version: int = -1) -> adadelta_tx.Adadelta:
+    """An optimizer, new or with the state of a version."""
+    variables = {
+        "w": adadelta_tx.TrainVar(jnp.zeros((size // 10, 10))),
+        "b": adadelta_tx.TrainVar(jnp.zeros(size)),
+    }
+    optimizer = adadelta_tx.Adadelta(variables)
+    if version >= 0:
+        rng = np.random.default_rng(version)
+        for variable in optimizer.implicit_vars.values():
+            variable.value = jnp.asarray(rng.random(variable.shape, np.float32))
+        optimizer.lr.last_call.value = jnp.asarray(version, dtype=jnp.int32)
+    return optimizer
+
+
+def version_in(path: Path, size: int) -> int | None:
+    """The version in a file; ``None`` if it does not load, or is not of one version."""
+    optimizer = make(size)
+    try:
+        optimizer.load_states(path)
+    except adadelta_tx.CheckpointError:
+        return None
+    version = int(optimizer.lr.last_call.value)
+    right = make(size, version)
+    pairs = zip(optimizer.vars().values(), right.vars().values(), strict=True)
+    same = all(np.array_equal(ours.value, theirs.value) for ours, theirs in pairs)
+    return version if same else None
+
+
+def path_of(folder: Path, form: str) -> Path:
+    """Where checkpoints of a format are saved."""
+    return folder / f"run.{form.split()[-1]}"
+
+
+def save(optimizer: adadelta_tx.Adadelta, folder: Path, form: str) -> None:
+    """Saves a checkpoint."""
+    setting = {"compressed": True} if form.startswith("compressed") else {}
+    optimizer.save_states(path_of(folder, form), **setting)
+
+
+def _save_forever(saved: Connection, folder: Path, form: str, step: int) -> None:
+    for version in count(step, step):
+        save(make(LARGE, version), folder, form)
+        saved.send(version)
+
+
+def writer(folder: Path, form: str, step: int = 1) -> tuple[BaseProcess, Connection]:
+    """A process that saves every step-th version, and where it tells which it saved."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["adadelta_tx", "matplotlib.pyplot"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_save_forever, args=(theirs, folder, form, step))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def received(saved: Connection) -> list[int]:
+    """All that a writer told before it was killed."""
+    versions = []
+    while True:
+        try:
+            versions.append(saved.recv())
+        except EOFError:
+            return versions
+
+
+def kill(form: str, seed: int) -> str:
+    """Kills a writer. Whether in the middle of a save, or the checkpoint is lost."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        process, saved = writer(folder, form)
+        last = saved.recv()
+        time.sleep(random.Random(seed).uniform(0.0, 0.2))
+        process.kill()
+        process.join()
+        last = [last, *received(saved)][-1]
+        version = version_in(path_of(folder, form), LARGE)
+        if version is None or version < last:
+            return "lost"
+        during = len(list(folder.iterdir())) > 1
+        return f"killed {'during a save' if during else 'between saves'}, kept"
+
+
+def kills(form: str, number: int) -> dict[str, int]:
+    """Kills that many writers, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = pool.map(lambda seed: kill(form, seed), range(number))
+        return Counter(_progress(outcomes, number, f"{form}: kills"))
+
+
+def damaged(kind: str, data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """A damaged copy of a file."""
+    result = bytearray(data)
+    if kind == "truncated":
+        del result[rng.randrange(len(data)) :]
+    elif kind == "bits flipped":
+        for _ in range(rng.randint(1, 8)):
+            result[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == "block overwritten":
+        start = rng.randrange(len(data))
+        length = min(rng.randint(1, 4096), len(data) - start)
+        zeros = rng.random() < 0.5
+        result[start : start + length] = (
+            bytes(length) if zeros else rng.randbytes(length)
+        )
+    else:
+        cut = rng.randrange(len(data))
+        result[cut:] = other[cut:]
+    return bytes(result)
+
+
+def damages(form: str, number: int) -> dict[str, dict[str, int]]:
+    """Loads that many damaged files, and counts what came of each kind."""
+    rng = random.Random(form)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = path_of(folder, form)
+        originals = []
+        for version in (1, 2):
+            save(make(SMALL, version), folder, form)
+            originals.append(path.read_bytes())
+        outcomes = {kind: Counter() for kind in DAMAGES}
+        for i in _progress(range(number), number, f"{form}: damaged files"):
+            kind = DAMAGES[i % len(DAMAGES)]
+            data = originals[0]
+            while data in originals:
+                data = damaged(kind, *originals, rng)
+            path.write_bytes(data)
+            outcomes[kind][load_damaged(path)] += 1
+    return outcomes
+
+
+def load_damaged(path: Path) -> str:
+    """What comes of a damaged file. Nothing in one can be right: its seal is not."""
+    optimizer = make(SMALL, 3)
+    before = [variable.value for variable in optimizer.vars().values()]
+    try:
+        optimizer.load_states(path)
+    except adadelta_tx.CheckpointError:
+        now = [variable.value for variable in optimizer.vars().values()]
+        unchanged = all(map(np.array_equal, before, now))
+        return "refused" if unchanged else "optimizer half-loaded"
+    return "loaded with wrong numbers"
+
+
+def full_disks(form: str, number: int) -> dict[str, int]:
+    """Stops saves after that many different numbers of bytes."""
+    outcomes = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path, newer = path_of(folder, form), make(SMALL, 2)
+        save(newer, folder, form)
+        size = path.stat().st_size
+        save(make(SMALL, 1), folder, form)
+        before = path.read_bytes()
+        for i in _progress(range(number), number, f"{form}: full disk"):
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            limit = i * (size - 1) // max(1, number - 1)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            try:
+                save(newer, folder, form)
+                outcomes["success reported"] += 1
+            except OSError:
+                alone = list(folder.iterdir()) == [path]
+                kept = path.read_bytes() == before
+                outcomes["kept" if kept and alone else "lost"] += 1
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return outcomes
+
+
+def race(form: str, number: int) -> dict[str, int]:
+    """Loads that many times what two writers save to the same path."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        writers = [writer(folder, form, step) for step in (1, 1_000)]
+        for _, saved in writers:
+            saved.recv()
+        outcomes = Counter()
+        for _ in _progress(range(number), number, f"{form}: loads in a race"):
+            version = version_in(path_of(folder, form), LARGE)
+            outcomes["lost" if version is None else "kept"] += 1
+        for process, _ in writers:
+            process.kill()
+            process.join()
+    return outcomes
+
+
+def _progress(steps: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    return tqdm(steps, what, total, disable=None)
+
+
+# How the picture draws what came of a fault, and calls it.
+OUTCOMES = {
+    "killed between saves, kept": ("0.85", "killed between saves: kept"),
+    "killed during a save, kept": ("0.65", "killed during a save: kept"),
+    "refused": ("0.45", "damaged: refused"),
+    "lost": ("black", "lost, wrong or half-loaded"),
+    "loaded with wrong numbers": ("black", "_"),
+    "optimizer half-loaded": ("black", "_"),
+}
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The table."""
+
+    def row(label: str, counts: Callable[[dict[str, Any]], Iterable[int]]) -> list[str]:
+        return [label, *(f"{sum(counts(result)):,}" for result in results.values())]
+
+    def outcome(fault: str, name: str) -> Callable[[dict[str, Any]], Iterable[int]]:
+        return lambda result: [result[fault].get(name, 0)]
+
+    def damage(name: str) -> Callable[[dict[str, Any]], Iterable[int]]:
+        return lambda result: [kind.get(name, 0) for kind in result["damage"].values()]
+
+    return report.table(
+        ["", *results],
+        [
+            row("writers killed", lambda result: result["kills"].values()),
+            row("… during a save", outcome("kills", "killed during a save, kept")),
+            row("… checkpoint lost", outcome("kills", "lost")),
+            row(
+                "damaged files",
+                lambda result: [sum(d.values()) for d in result["damage"].values()],
+            ),
+            row("… refused", damage("refused")),
+            row("… loaded with wrong numbers", damage("loaded with wrong numbers")),
+            row("… optimizer half-loaded", damage("optimizer half-loaded")),
+            row("saves on a full disk", lambda result: result["full disk"].values()),
+            row("… success reported", outcome("full disk", "success reported")),
+            row("… checkpoint lost or litter left", outcome("full disk", "lost")),
+            row("loads while two writers race", lambda result: result["race"].values()),
+            row("… failed or of two versions", outcome("race", "lost")),
+        ],
+    )
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Draws the outcomes of the kills, and those of each kind of damage."""
+    panels = {"writers killed": {f: r["kills"] for f, r in results.items()}}
+    for kind in DAMAGES:
+        panels[f"files: {kind}"] = {
+            form: result["damage"][kind] for form, result in results.items()
+        }
+    with mpl.rc_context({"font.size": 9, "axes.titlesize": 9}):
+        figure, row = plt.subplots(
+            1, len(panels), figsize=(11, 2.7), sharey=True, layout="constrained"
+        )
+        for axes, (title, outcomes) in zip(row, panels.items(), strict=True):
+            axes.set_title(title)
+            axes.set_xlabel("number")
+            axes.spines[["top", "right"]].set_visible(False)
+            left = np.zeros(len(outcomes))
+            for name, (grey, label) in OUTCOMES.items():
+                counts = [outcome.get(name, 0) for outcome in outcomes.values()]
+                axes.barh(list(outcomes), counts, left=left, color=grey, label=label)
+                left += counts
+        row[0].invert_yaxis()
+        handles, labels = row[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=6)
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs all faults, prints the table, writes it and the picture."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--kills", type=int, default=200, help="for each format")
+    parser.add_argument("--damaged", type=int, default=5_000, help="for each format")
+    parser.add_argument("--stops", type=int, default=100, help="by a full disk, each")
+    parser.add_argument("--loads", type=int, default=100, help="in a race, each")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    options = parser.parse_args(arguments)
+    results = {
+        form: {
+            "kills": kills(form, options.kills),
+            "damage": damages(form, options.damaged),
+            "full disk": full_disks(form, options.stops),
+            "race": race(form, options.loads),
+        }
+        for form in FORMATS
+    }
+    print(summary(results))
+    print(report.describe())
+    print(f"written: {report.write(options.out, 'faults', results)}")
+    plot(results, options.out / "faults.png")
+    print(f"written: {options.out / 'faults.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,966 @@
+"""Files of the Adadelta object: round trips, writing, refusals, BrainPy's files."""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+import resource
+import stat
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import brainpy as bp
+import brainpy.math as bm
+import brainstate
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.io
+from jax.sharding import NamedSharding, PartitionSpec
+
+import adadelta_tx
+from adadelta_tx import Adadelta, CheckpointError, TrainVar, Variable
+from benchmarks import faults
+
+EXTENSIONS = [".npz", ".h5", ".hdf5", ".mat", ".pkl", ".pickle"]
+ONE_EACH = [".npz", ".h5", ".mat", ".pkl"]
+SHAPES = {"w": (4, 3), "layer/b": (), "_c": (2,), "none": (0, 3), "ρ": (1, 2, 1)}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_names():
+    adadelta_tx.clear_name_cache()
+
+
+def make(dtype=jnp.float32, shapes=SHAPES, **arguments):
+    variables = {key: TrainVar(jnp.ones(s, dtype)) for key, s in shapes.items()}
+    return Adadelta(variables, **arguments)
+
+
+def train(optimizer, first, last):
+    for i in range(first, last):
+        rng = np.random.default_rng(i)
+        optimizer.update(
+            {
+                key: jnp.asarray(rng.normal(size=v.shape)).astype(v.dtype)
+                for key, v in optimizer.train_vars().items()
+            }
+        )
+    return optimizer
+
+
+def bits(optimizer):
+    """All that a checkpoint has to bring back, and the trained variables."""
+    variables = {**optimizer.vars("relative"), **optimizer.train_vars()}
+    return {
+        **{
+            k: (str(v.dtype), v.shape, np.asarray(v.value).tobytes())
+            for k, v in variables.items()
+        },
+        "numbers": [optimizer.rho, optimizer.epsilon, optimizer.weight_decay],
+        "lr": np.asarray(optimizer.lr.lr).tobytes(),
+    }
+
+
+def copy_variables(source, target):
+    for key, variable in target.train_vars().items():
+        variable.value = source.train_vars()[key].value
+
+
+DTYPES = {
+    "float32": {},
+    "float64": {"dtype": jnp.float64},
+    "bfloat16": {"dtype": jnp.bfloat16, "accumulator_dtype": jnp.bfloat16},
+    "float16": {"dtype": jnp.float16, "accumulator_dtype": jnp.float16},
+    "complex64": {"dtype": jnp.complex64},
+    "schedule": {"lr": optax.linear_schedule(1.0, 0.0, 20), "weight_decay": 0.01},
+}
+
+
+@pytest.mark.parametrize("extension", [*EXTENSIONS, ""])
+@pytest.mark.parametrize("case", DTYPES)
+def test_resumes_as_if_it_had_not_stopped(extension, case, tmp_path):
+    with jax.enable_x64(case == "float64"):
+        path = tmp_path / f"run{extension}"
+        first = train(make(**DTYPES[case]), 0, 5)
+        first.lr.step_epoch()
+        first.save_states(path)
+        second = make(**DTYPES[case])
+        copy_variables(first, second)
+        second.load_states(path)
+        assert bits(second) == bits(first)
+        assert bits(train(second, 5, 9)) == bits(train(first, 5, 9))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_every_dtype_and_name(extension, tmp_path):
+    """Variables of other dtypes, 8-bit codes too, come back by a later optimizer."""
+    dtypes = "bool uint8 int8 int64 uint32 float16 complex64 float8_e4m3fn bfloat16"
+    codes = np.arange(6, dtype=np.uint8).reshape(2, 3) % 2
+    given = {dtype: codes.astype(jnp.dtype(dtype)) for dtype in dtypes.split()}
+    optimizer = train(make(), 0, 2)
+    path = tmp_path / f"run{extension}"
+    others = {"file": codes, "_a/b.c": codes, "é%": codes, "x" * 200: codes, **given}
+    optimizer.save_states(path, {**optimizer.vars(), **others})
+    loaded = make()
+    copy_variables(optimizer, loaded)
+    loaded.load_states(path)
+    assert bits(loaded) == bits(optimizer)
+
+
+def read(path):
+    """The arrays in a file, by the library of its format."""
+    if path.suffix == ".npz":
+        return dict(np.load(path))
+    if path.suffix in (".h5", ".hdf5"):
+        with h5py.File(path) as file:
+            return {name: item[()] for name, item in file.items()}
+    if path.suffix == ".mat":
+        return {k: v[0] for k, v in scipy.io.loadmat(path).items() if k[0] != "_"}
+    return pickle.loads(path.read_bytes())
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_files_are_ordinary_ones_of_their_format(extension, tmp_path):
+    path = tmp_path / f"run{extension}"
+    optimizer = train(make(lr=0.5, rho=0.9, epsilon=1e-4, name="mine"), 0, 3)
+    optimizer.save_states(path)
+    arrays = read(path)
+    want = optimizer.implicit_vars
+    np.testing.assert_array_equal(arrays["mine.w_cache"], want["w_cache"].value)
+    np.testing.assert_array_equal(arrays["mine.%CF%81_delta"], want["ρ_delta"].value)
+    assert arrays["Constant0.last_call"] == 2
+    header = json.loads(arrays["adadelta_tx:header"].tobytes())
+    assert header.pop("variables")["mine.w_cache"] == ["float32", [4, 3]]
+    assert header == {
+        "format": 1,
+        "name": "mine",
+        "schedule": "Constant0",
+        "numbers": {"lr": 0.5, "rho": 0.9, "epsilon": 1e-4, "weight_decay": 0.0},
+    }
+    data = path.read_bytes()
+    digest = hashlib.sha256(data[:-32]).digest()
+    assert data[-32:] == digest
+    if extension == ".mat":  # whose end has to be a variable, too
+        size = int.from_bytes(data[-108:-104], "little")
+        assert (size, arrays["adadelta_tx:sha256"].tobytes()) == (104, digest)
+
+
+def test_compressed(tmp_path):
+    optimizer = make(shapes={"w": (1000,)})
+    optimizer.save_states(tmp_path / "plain.npz")
+    optimizer.save_states(str(tmp_path / "small.npz"), compressed=True)
+    plain, small = (os.path.getsize(tmp_path / f) for f in ("plain.npz", "small.npz"))
+    assert small < 0.5 * plain
+    make(shapes={"w": (1000,)}).load_states(tmp_path / "small.npz")
+    with pytest.raises(
+        ValueError, match=r"compressed is for .npz files, not for .*x.h5"
+    ):
+        optimizer.save_states(tmp_path / "x.h5", compressed=True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'level'"):
+        optimizer.save_states(tmp_path / "x.npz", level=9)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_unknown_extension(tmp_path):
+    for call in (make().save_states, make().load_states):
+        with pytest.raises(CheckpointError, match=r"run\.pt: .*'\.pt'.*\.npz, \.h5, "):
+            call(tmp_path / "run.pt")
+
+
+@pytest.mark.parametrize(
+    ("extension", "package", "extra"),
+    [(".h5", "h5py", "h5"), (".mat", "scipy.io", "mat")],
+)
+def test_missing_package(extension, package, extra, tmp_path, monkeypatch):
+    path = tmp_path / f"run{extension}"
+    make().save_states(path)
+    before = path.read_bytes()
+    monkeypatch.setitem(sys.modules, package, None)
+    for call in (make().save_states, make().load_states):
+        with pytest.raises(CheckpointError, match=rf"adadelta_tx\[{extra}\].*\.npz"):
+            call(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bad_variables(tmp_path):
+    path = tmp_path / "run.npz"
+    with pytest.raises(TypeError, match="variables must be a dict"):
+        make().save_states(path, [1.0])
+    with pytest.raises(TypeError, match=r"variables\['a'\].*<object"):
+        make().save_states(path, {"a": object()})
+    with pytest.raises(TypeError, match=r"variables\['key'\].*PRNGKey"):
+        make().save_states(path, {"key": jax.random.key(0)})
+    with pytest.raises(RuntimeError, match="'x' cannot be saved inside"):
+        jax.jit(lambda x: make().save_states(path, {"x": x}))(1.0)
+    assert not list(tmp_path.iterdir())
+
+
+# Writing
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """The system ignores permissions for root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("extension", ONE_EACH)
+def test_no_permission(extension):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"run{extension}")
+        train(make(), 0, 1).save_states(path)
+        before = path.read_bytes()
+        newer = train(make(), 0, 2)
+        Path(folder).chmod(0o555)
+        with unprivileged(), pytest.raises(PermissionError):
+            newer.save_states(path)
+        Path(folder).chmod(0o755)
+        assert path.read_bytes() == before
+        assert os.listdir(folder) == [path.name]
+        path.chmod(0)
+        with unprivileged(), refused(newer, path, "Permission denied"):
+            newer.load_states(path)
+
+
+@pytest.mark.parametrize("form", faults.FORMATS)
+def test_full_disk(form):
+    assert faults.full_disks(form, 40) == {"kept": 40}
+
+
+@pytest.mark.parametrize("form", ["npz", "h5"])
+def test_killed_writers(form):
+    outcomes = faults.kills(form, 4)
+    assert sum(outcomes.values()) == 4
+    assert "lost" not in outcomes
+
+
+@pytest.mark.parametrize("form", ["mat", "pkl"])
+def test_two_writers(form):
+    assert faults.race(form, 10) == {"kept": 10}
+
+
+def test_order_of_writing(tmp_path, monkeypatch):
+    """Contents reach the disk before the name does, and then the folder."""
+    calls = []
+
+    def recorded(name):
+        original = getattr(os, name)
+
+        def call(*arguments):
+            what = arguments[0]
+            if isinstance(what, int):
+                what = os.readlink(f"/proc/self/fd/{what}")
+            calls.append((name, os.fspath(what)))
+            return original(*arguments)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, recorded(name))
+    make().save_states(tmp_path / "run.npz")
+    (first, temporary), replaced, folder = calls
+    assert first == "fsync"
+    assert replaced == ("replace", temporary)
+    assert os.path.dirname(temporary) == str(tmp_path)
+    assert folder == ("fsync", str(tmp_path))
+
+
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_interrupted(error, tmp_path, monkeypatch):
+    path = tmp_path / "run.npz"
+    make().save_states(path)
+    before = path.read_bytes()
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(error)):
+        train(make(), 0, 1).save_states(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_mode_and_links_stay(tmp_path):
+    path, link = tmp_path / "run.npz", tmp_path / "latest.npz"
+    make().save_states(path)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+    path.chmod(0o640)
+    link.symlink_to(path)
+    train(make(), 0, 1).save_states(link)
+    assert link.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    make().load_states(path)
+
+
+# Damage and other files
+
+
+@pytest.mark.parametrize("form", faults.FORMATS)
+def test_damaged_files(form):
+    for kind, outcomes in faults.damages(form, 200).items():
+        assert outcomes == {"refused": 50}, kind
+
+
+@contextlib.contextmanager
+def refused(optimizer, path, *messages):
+    """Loading fails with the file's name and these messages, and changes nothing."""
+    before = bits(optimizer)
+    with pytest.raises(CheckpointError) as caught:
+        yield
+    for message in (str(path), *messages):
+        assert message in str(caught.value)
+    assert bits(optimizer) == before
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_not_a_checkpoint(extension, tmp_path):
+    path = tmp_path / f"run{extension}"
+    optimizer = train(make(), 0, 1)
+    with refused(optimizer, path, "No such file"):
+        optimizer.load_states(path)
+    for content in (
+        b"",
+        b"no checkpoint",
+        os.urandom(5000),
+        b"PK\x03\x04",
+        b"\x80\x05",
+    ):
+        path.write_bytes(content)
+        with refused(optimizer, path):
+            optimizer.load_states(path)
+    path.unlink()
+    path.mkdir()
+    with refused(optimizer, path):
+        optimizer.load_states(path)
+    with pytest.raises(OSError, match="director"):
+        optimizer.save_states(path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("extension", ONE_EACH)
+@pytest.mark.parametrize("other", ONE_EACH)
+def test_wrong_extension(extension, other, tmp_path):
+    path, wrong = tmp_path / f"run{extension}", tmp_path / f"wrong{other}"
+    train(make(), 0, 1).save_states(path)
+    path.rename(wrong)
+    optimizer = train(make(), 0, 2)
+    if other == extension:
+        return
+    with refused(optimizer, wrong):
+        optimizer.load_states(wrong)
+
+
+WRONG = {
+    "missing": ({**SHAPES, "new": (2,)}, {}, "missing Adadelta0.new_cache"),
+    "extra": ({"w": (4, 3)}, {}, "unknown Adadelta0._c_cache"),
+    "shape": (
+        {**SHAPES, "w": (3, 4)},
+        {},
+        "Adadelta0.w_cache is float32 of shape (4, 3)",
+    ),
+    "scalar": ({**SHAPES, "layer/b": (1,)}, {}, "Adadelta0.layer/b_cache is float32"),
+    "dtype": (
+        SHAPES,
+        {"accumulator_dtype": jnp.bfloat16},
+        "and bfloat16 of shape (4, 3)",
+    ),
+    "none": ({}, {}, "has no variables yet"),
+}
+
+
+@pytest.mark.parametrize("extension", ONE_EACH)
+@pytest.mark.parametrize("case", WRONG)
+def test_other_variables(extension, case, tmp_path):
+    path = tmp_path / f"run{extension}"
+    shapes, arguments, message = WRONG[case]
+    train(make(), 0, 1).save_states(path)
+    optimizer = train(make(shapes=shapes, **arguments), 0, 2)
+    with refused(optimizer, path, message):
+        optimizer.load_states(path)
+
+
+def seal(path, seal_of):
+    """Ends a crafted file as one of ours, whose seal fits."""
+    data = path.read_bytes() + seal_of.read_bytes()[-112:-32]
+    path.write_bytes(data + hashlib.sha256(data).digest())
+
+
+def crafted(path, **header):
+    """The arrays of a file of ours, with another header."""
+    arrays = dict(np.load(path))
+    old = json.loads(arrays["adadelta_tx:header"].tobytes())
+    text = json.dumps({**old, **header}).encode()
+    return {**arrays, "adadelta_tx:header": np.frombuffer(text, np.uint8)}
+
+
+HEADERS = {
+    "newer format": ({"format": 2}, "version 2"),
+    "number out of range": ({"numbers": {"rho": 2.0, "lr": 1.0}}, "rho must be"),
+    "no number": ({"numbers": {"rho": 0.9, "epsilon": "x"}}, "epsilon"),
+    "other dtype": (
+        {"variables": {"Adadelta0.w_cache": ["float16", [4, 3]]}},
+        "missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_crafted_headers(case, tmp_path):
+    ours, path = tmp_path / "ours.npz", tmp_path / "crafted.npz"
+    make().save_states(ours)
+    header, message = HEADERS[case]
+    np.savez(path, **crafted(ours, **header))
+    seal(path, ours)
+    optimizer = train(make(), 0, 2)
+    with refused(optimizer, path, message):
+        optimizer.load_states(path)
+
+
+def test_header_that_the_arrays_do_not_fit(tmp_path):
+    ours, path = tmp_path / "ours.npz", tmp_path / "crafted.npz"
+    make().save_states(ours)
+    arrays = crafted(ours)
+    arrays["Adadelta0.w_cache"] = arrays["Adadelta0.w_cache"].T
+    np.savez(path, **arrays)
+    seal(path, ours)
+    optimizer = train(make(), 0, 2)
+    with refused(optimizer, path, "Adadelta0.w_cache"):
+        optimizer.load_states(path)
+
+
+# Files are data
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def one(**arguments):
+    return train(make(shapes={"w": (4,)}, **arguments), 0, 2)
+
+
+def evil_pickles(folder):
+    array = np.zeros(4, np.float32)
+    yield Evil(os.mkdir, str(folder / "executed"))
+    yield {"A0.w_cache": Evil(os.mkdir, str(folder / "executed"))}
+    yield {"A0.w_cache": array, "A0.w_delta": np.array([None, {}], dtype=object)}
+    yield {"A0.w_cache": array, "A0.w_delta": TrainVar}
+    yield {"A0.w_cache": array, "A0.w_delta": Evil(np.ndarray, (10**13,))}
+    yield {"A0.w_cache": array, "A0.w_delta": [0.0] * 4}
+    yield {"A0.w_cache": array, "A0.w_delta": np.array(["a", "b", "c", "d"])}
+    yield [array]
+    yield {"A0.w_cache": array, 3: array}
+
+
+@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_pickles_are_data(case, protocol, tmp_path):
+    path = tmp_path / "run.pkl"
+    content = list(evil_pickles(tmp_path))[case]
+    path.write_bytes(pickle.dumps(content, protocol))
+    optimizer = one()
+    with refused(optimizer, path):
+        optimizer.load_states(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@contextlib.contextmanager
+def little_memory():
+    """Allows no large allocation."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def memory_bombs(folder):
+    """Small files that claim a lot: for each, a path."""
+    zeros = np.zeros(4, np.float32)
+    for name, opcodes in {
+        "bytes": b"\x8e" + (2**40).to_bytes(8, "little"),
+        "bytearray": b"\x96" + (2**40).to_bytes(8, "little"),
+        "frame": b"\x95" + (2**40).to_bytes(8, "little"),
+        "text": b"\x8d" + (2**40).to_bytes(8, "little"),
+        "memo": b"}r" + (2**32 - 1).to_bytes(4, "little") + b".",
+        "integer": b"\x8b" + (2**31 - 1).to_bytes(4, "little"),
+    }.items():
+        path = folder / f"{name}.pkl"
+        path.write_bytes(b"\x80\x05" + opcodes)
+        yield path
+    for name, shape in {"huge": (10**12,), "header": (10**10,)}.items():
+        path = folder / f"{name}.npz"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for key in ("A0.w_cache", "A0.w_delta"):
+                buffer = io.BytesIO()
+                np.lib.format.write_array_header_1_0(
+                    buffer, {"descr": "<f4", "fortran_order": False, "shape": shape}
+                )
+                archive.writestr(f"{key}.npy", buffer.getvalue())
+        yield path
+    path = folder / "chunks.h5"
+    with h5py.File(path, "w") as file:
+        for key in ("A0.w_cache", "A0.w_delta"):
+            file.create_dataset(key, shape=(10**12,), dtype="f4", chunks=(1000,))
+    yield path
+    path = folder / "names.h5"
+    with h5py.File(path, "w") as file:
+        file["A0.w_cache"] = file["A0.w_delta"] = zeros
+        for key in ("duplicate_keys", "duplicate_targets"):
+            file.create_dataset(key, shape=(10**12,), dtype="f4", chunks=(1000,))
+    yield path
+    path = folder / "names.npz"
+    names = np.zeros(5 * 10**7, "U1")
+    np.savez_compressed(path, duplicate_keys=names, duplicate_targets=names)
+    yield path
+
+
+def test_small_files_take_little_memory(tmp_path):
+    optimizer = one()
+    paths = list(memory_bombs(tmp_path))
+    assert len(paths) == 11
+    for path in paths:
+        assert path.stat().st_size < 2**20
+        with refused(optimizer, path), little_memory():
+            optimizer.load_states(path)
+
+
+def evil_h5(folder):
+    """Files whose data would be elsewhere, or not numbers."""
+    elsewhere = folder / "elsewhere.h5"
+    zeros = np.zeros(4, np.float32)
+    with h5py.File(elsewhere, "w") as file:
+        file["x"] = zeros
+    (folder / "raw").write_bytes(zeros.tobytes())
+    layout = h5py.VirtualLayout(shape=(4,), dtype="f4")
+    layout[:] = h5py.VirtualSource(str(elsewhere), "x", shape=(4,))
+    makers = {
+        "external": lambda f: f.__setitem__(
+            "A0.w_delta", h5py.ExternalLink(elsewhere, "x")
+        ),
+        "soft": lambda f: f.__setitem__("A0.w_delta", h5py.SoftLink("/A0.w_cache")),
+        "raw": lambda f: f.create_dataset(
+            "A0.w_delta", (4,), "f4", external=[(str(folder / "raw"), 0, 16)]
+        ),
+        "virtual": lambda f: f.create_virtual_dataset("A0.w_delta", layout),
+        "strings": lambda f: f.create_dataset("A0.w_delta", data=["a", "b", "c", "d"]),
+        "references": lambda f: f.create_dataset("A0.w_delta", (4,), h5py.ref_dtype),
+        "group": lambda f: f.create_group("A0.w_delta"),
+    }
+    for name, make_entry in makers.items():
+        path = folder / f"{name}.h5"
+        with h5py.File(path, "w") as file:
+            file["A0.w_cache"] = zeros
+            make_entry(file)
+        yield path
+
+
+def test_hdf5_leads_nowhere_else(tmp_path):
+    optimizer = one()
+    paths = list(evil_h5(tmp_path))
+    assert len(paths) == 7
+    for path in paths:
+        with refused(optimizer, path, "'A0.w_delta' is not an array in the file"):
+            optimizer.load_states(path)
+
+
+def test_entries_of_one_name(tmp_path):
+    path = tmp_path / "run.npz"
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(4, np.float32))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("A0.w_cache.npy", buffer.getvalue())
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("A0.w_cache.npy", buffer.getvalue())
+    optimizer = one()
+    with refused(optimizer, path, "two entries"):
+        optimizer.load_states(path)
+
+
+def test_special_file():
+    optimizer = one()
+    with refused(optimizer, "/dev/zero", "extension"):
+        optimizer.load_states("/dev/zero.x")
+    with refused(optimizer, "/dev/zero", "not a file"):
+        optimizer.load_states("/dev/zero")
+
+
+# BrainPy's files
+
+
+def brainpy_optimizer(steps, dtype=jnp.float32, **arguments):
+    """A real one of BrainPy, trained as ours would be."""
+    keys = {"w": (4, 3), "Dense0.b": (5,), "c": ()}
+    optimizer = bp.optim.Adadelta(
+        1.0, {k: bm.TrainVar(jnp.ones(s, dtype)) for k, s in keys.items()}, **arguments
+    )
+    for i in range(steps):
+        rng = np.random.default_rng(i)
+        grads = {k: jnp.asarray(rng.normal(size=s), dtype) for k, s in keys.items()}
+        optimizer.update(grads)
+    return optimizer, keys
+
+
+def write_as_brainpy(path, variables):
+    """The layout of BrainPy 2.2's save_states: one entry for each variable.
+
+    A variable under a second name is not written again: two lists tell the names.
+    """
+    arrays, names = {}, {}
+    aliases = []
+    for key, variable in variables.items():
+        if id(variable) in names:
+            aliases.append((key, names[id(variable)]))
+        else:
+            names[id(variable)] = key
+            arrays[key] = np.asarray(variable.value)
+    lists = dict(
+        zip(
+            ("duplicate_keys", "duplicate_targets"),
+            zip(*aliases, strict=True),
+            strict=False,
+        )
+    )
+    if path.suffix in (".h5", ".hdf5"):
+        with h5py.File(path, "w") as file:
+            for key, array in arrays.items():
+                file[key] = array
+            for key, many in lists.items():
+                file.create_dataset(key, data="+".join(many))
+        return
+    arrays |= {key: np.asarray(many) for key, many in lists.items()}
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    elif path.suffix == ".mat":
+        arrays = {key: np.expand_dims(array, 0) for key, array in arrays.items()}
+        scipy.io.savemat(path, arrays)
+    else:
+        path.write_bytes(pickle.dumps(arrays, pickle.HIGHEST_PROTOCOL))
+
+
+def like(keys, **arguments):
+    """One of ours for the same variables, which has moved already."""
+    variables = {k: bm.TrainVar(jnp.ones(s)) for k, s in keys.items()}
+    return train(Adadelta(variables, **arguments), 50, 52)
+
+
+def same_as_theirs(ours, theirs):
+    prefix = f"{theirs.name}."
+    want = {k.removeprefix(prefix): v for k, v in theirs.vars().items() if prefix in k}
+    assert ours.implicit_vars.keys() == want.keys()
+    for key, variable in ours.implicit_vars.items():
+        np.testing.assert_array_equal(variable.value, want[key].value)
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+@pytest.mark.parametrize("alias", [False, True])
+def test_files_of_brainpy(extension, alias, tmp_path, caplog):
+    path = tmp_path / f"run{extension}"
+    theirs, keys = brainpy_optimizer(4, name=f"AnyName{extension[1:]}{alias}")
+    variables = dict(theirs.vars())
+    cache = next(k for k in variables if k.endswith(".w_cache"))
+    if alias:  # under another name first, so that its own is the duplicate
+        variables = {"Net0.shared": variables[cache], **variables}
+        variables["Net0.again"] = variables["Net0.shared"]
+    write_as_brainpy(path, variables)
+    ours = like(keys, rho=0.9)
+    ours.load_states(path)
+    same_as_theirs(ours, theirs)
+    assert ours.rho == 0.9
+    assert ours.lr.last_epoch.value == theirs.lr.last_epoch.value
+    assert ours.lr.last_call.value == 1
+    (record,) = caplog.records
+    counter = f"{theirs.lr.name}.last_call"
+    assert record.message == f"{path}: {counter} is not in the file and stays as it is."
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_layout_of_brainpy_2_2(extension, tmp_path):
+    """Its schedulers had a step that its Adadelta never counted."""
+    path = tmp_path / f"run{extension}"
+    theirs, keys = brainpy_optimizer(3, name=f"AnyName3{extension[1:]}")
+    variables = {k: v for k, v in theirs.vars().items() if "epoch" not in k}
+    write_as_brainpy(path, {**variables, "Constant0.step": Variable(jnp.zeros(1, int))})
+    ours = like(keys)
+    ours.load_states(path)
+    same_as_theirs(ours, theirs)
+
+
+@pytest.mark.parametrize("extension", [".npz", ".h5", ".pkl"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrower_accumulators_of_brainpy(extension, dtype, tmp_path):
+    path = tmp_path / f"run{extension}"
+    theirs, keys = brainpy_optimizer(
+        2, jnp.dtype(dtype), name=f"A{dtype}{extension[1:]}"
+    )
+    write_as_brainpy(path, theirs.vars())
+    ours = like(keys)
+    if (extension, dtype) == (".h5", "bfloat16"):  # HDF5 has opaque bytes there
+        with refused(ours, path, "void"):
+            ours.load_states(path)
+        return
+    ours.load_states(path)
+    same_as_theirs(ours, theirs)
+    narrower = like(keys, accumulator_dtype=jnp.dtype(dtype))
+    narrower.load_states(path)
+    same_as_theirs(narrower, theirs)
+    other = {"float16": jnp.bfloat16, "bfloat16": jnp.float16}[dtype]
+    optimizer = like(keys, accumulator_dtype=other)
+    with refused(optimizer, path, dtype):
+        optimizer.load_states(path)
+
+
+def test_state_dict_of_brainpy(tmp_path):
+    """What BrainPy of today gives to save, by pickle and by its own save_pytree."""
+    theirs, keys = brainpy_optimizer(4)
+    nested = jax.tree.map(np.asarray, theirs.state_dict())
+    path = tmp_path / "run.pkl"
+    path.write_bytes(pickle.dumps(nested))
+    ours = like(keys)
+    ours.load_states(path)
+    same_as_theirs(ours, theirs)
+
+    saved, path = tmp_path / "run.msgpack", tmp_path / "run.npz"
+    bp.checkpoints.save_pytree(str(saved), theirs.state_dict(), verbose=False)
+    nested = bp.checkpoints.load_pytree(str(saved))
+    np.savez(path, **nested[theirs.name])
+    ours = like(keys)
+    ours.load_states(path)
+    same_as_theirs(ours, theirs)
+
+
+@pytest.mark.parametrize("extension", ONE_EACH)
+def test_wrong_files_of_brainpy(extension, tmp_path):
+    path = tmp_path / f"run{extension}"
+    theirs, keys = brainpy_optimizer(1, name=f"Wrong{extension[1:]}")
+    name = theirs.name
+    ours = like(keys)
+    variables = dict(theirs.vars())
+
+    def check(changes, *messages):
+        changed = {k: v for k, v in {**variables, **changes}.items() if v is not None}
+        write_as_brainpy(path, changed)
+        with refused(ours, path, *messages):
+            ours.load_states(path)
+
+    check({f"{name}.w_delta": None}, f"missing {name}.w_delta")
+    check({f"{name}.v_delta": Variable(1.0)}, f"unknown {name}.v_delta")
+    check({f"{name}.w_cache": Variable(jnp.ones((3, 4)))}, f"{name}.w_cache is float32")
+    wide = Variable(jnp.ones((4, 3), jnp.int32))
+    check({f"{name}.w_cache": wide}, f"{name}.w_cache is int32")
+    check({"Other.w_cache": variables[f"{name}.w_cache"]}, "Other, Wrong")
+    check(dict.fromkeys(variables), "missing Adadelta0.Dense0.b_cache")
+
+
+# More than one optimizer's own state
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_with_the_variables_of_a_network(extension, tmp_path, caplog):
+    path = tmp_path / f"run{extension}"
+    network = bp.dnn.Dense(3, 2, mode=bm.training_mode)
+    optimizer = train(Adadelta(network.train_vars().unique()), 0, 3)
+    optimizer.save_states(path, network.vars() + optimizer.vars())
+    loaded = Adadelta(network.train_vars().unique())
+    with caplog.at_level(logging.INFO, "adadelta_tx"):
+        loaded.load_states(path, verbose=True)
+    assert bits(loaded) == bits(optimizer)
+    name = next(k for k in network.vars() if k.endswith("W"))
+    key = next(k for k in network.train_vars() if k.endswith("W"))
+    lines = [(r.levelname, r.message) for r in caplog.records]
+    cache = f"{optimizer.name}.{key}_cache"
+    assert ("INFO", f"{path}: loads float32 of shape (3, 2) from {cache}") in lines
+    assert ("INFO", f"{path}: leaves float32 of shape (3, 2) at {name}") in lines
+    assert len(lines) == 8
+    np.testing.assert_array_equal(read(path)[name], network.W.value)
+    caplog.clear()
+    loaded.load_states(path)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("extension", ONE_EACH)
+def test_two_optimizers_in_a_file(extension, tmp_path):
+    path = tmp_path / f"run{extension}"
+    first, second = train(make(name="first"), 0, 2), train(make(name="second"), 5, 8)
+    first.save_states(path, first.vars() + second.vars())
+    want = bits(first), bits(second)
+    for optimizer in (first, second):
+        train(optimizer, 8, 9)
+        optimizer.load_states(path)
+    for got, right in zip(map(bits, (first, second)), want, strict=True):
+        accumulators = [key for key in right if key.endswith(("_cache", "_delta"))]
+        assert {k: got[k] for k in accumulators} == {k: right[k] for k in accumulators}
+    third = make()
+    first.save_states(path, second.vars())
+    third.load_states(path)  # there is only one
+    first.save_states(
+        path, second.vars() + {f"x{k}": v for k, v in first.vars().items()}
+    )
+    with refused(third, path, "second, xfirst", "Give the optimizer the name"):
+        third.load_states(path)
+
+
+def test_numbers_come_back_and_are_told(tmp_path, caplog):
+    path = tmp_path / "run.npz"
+    saved = make(lr=0.5, rho=0.9, epsilon=1e-4, weight_decay=0.01)
+    saved.lr.set_value(0.25)
+    train(saved, 0, 2).save_states(path)
+    loaded = make(lr=0.5, rho=0.95)
+    copy_variables(saved, loaded)
+    loaded.load_states(path)
+    assert {r.message.removeprefix(f"{path}: ") for r in caplog.records} == {
+        "lr is 0.25 as in the file, not 0.5.",
+        "rho is 0.9 as in the file, not 0.95.",
+        "epsilon is 0.0001 as in the file, not 1e-06.",
+        "weight_decay is 0.01 as in the file, not 0.0.",
+    }
+    assert bits(train(loaded, 2, 4)) == bits(train(saved, 2, 4))
+
+
+def schedule():
+    return optax.linear_schedule(1.0, 0.0, 20)
+
+
+RATES = {
+    "schedule, set": (schedule, 0.5, schedule, 0.5),
+    "schedule, unset": (schedule, None, schedule, None),
+    "number to schedule": (lambda: 0.5, None, schedule, "stays"),
+    "schedule to number": (schedule, None, lambda: 0.5, "stays"),
+    "BrainPy's": (
+        lambda: bp.optim.StepLR(1.0, 2),
+        0.5,
+        lambda: bp.optim.StepLR(1.0, 2),
+        0.5,
+    ),
+    "variable": (lambda: Variable(0.5), 0.25, lambda: Variable(1.0), 0.25),
+}
+
+
+@pytest.mark.parametrize("case", RATES)
+def test_learning_rates(case, tmp_path, caplog):
+    path = tmp_path / "run.npz"
+    make_lr, value, make_other, want = RATES[case]
+    saved, loaded = make(lr=make_lr()), make(lr=make_other())
+    if value is not None:
+        saved.lr.set_value(value)
+    train(saved, 0, 3).save_states(path)
+    before = float(np.asarray(loaded.lr()))
+    loaded.load_states(path)
+    if want == "stays":
+        (record,) = caplog.records
+        assert "lr stays" in record.message
+        assert loaded.lr.last_call.value == 2
+        assert loaded.lr(0) == before
+    else:
+        np.testing.assert_allclose(loaded.lr(), saved.lr())
+        copy_variables(saved, loaded)
+        assert bits(train(loaded, 3, 5)) == bits(train(saved, 3, 5))
+
+
+# Where variables live
+
+
+def test_in_a_run_of_bptt(tmp_path):
+    """Half of the epochs, a file, and the other half in new objects."""
+
+    def run(epochs, load=None):
+        bm.random.seed(1)
+        with bm.training_environment():
+            network = bp.dnn.Dense(2, 3)
+        variables = network.train_vars().unique()
+        optimizer = Adadelta(variables)
+        if load is not None:
+            optimizer.load_states(load)
+            for key, value in np.load(load).items():
+                if key in network.vars():
+                    network.vars()[key].value = jnp.asarray(value)
+        rng = np.random.default_rng(0)
+        data = [(rng.normal(size=(8, 2)), rng.normal(size=(8, 3))) for _ in range(4)]
+        trainer = bp.BPFF(
+            network,
+            loss_fun=lambda out, y: jnp.mean((bm.as_jax(out) - y) ** 2),
+            optimizer=optimizer,
+            progress_bar=False,
+        )
+        trainer.fit(data, num_epoch=epochs)
+        return trainer.get_hist_metric(), optimizer, network
+
+    bp.math.clear_name_cache()
+    whole, _, _ = run(6)
+    bp.math.clear_name_cache()
+    first, optimizer, network = run(3)
+    path = tmp_path / "run.npz"
+    optimizer.save_states(path, network.vars() + optimizer.vars())
+    bp.math.clear_name_cache()
+    second, optimizer, _ = run(3, path)
+    np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+    assert optimizer.lr.last_call.value == 6 * 4 - 1
+    assert optimizer.lr.last_epoch.value == 5
+
+
+@pytest.mark.parametrize("extension", ONE_EACH)
+def test_tree_valued_states(extension, tmp_path):
+    path = tmp_path / f"run{extension}"
+
+    def tree():
+        value = {"a": jnp.ones((2, 3)), "b": [jnp.zeros(2), jnp.ones(())]}
+        return {"w": brainstate.ParamState(value)}
+
+    grads = {"w": jax.tree.map(lambda x: x + 0.5, tree()["w"].value)}
+    saved, loaded = Adadelta(tree()), Adadelta(tree())
+    saved.update(grads)
+    saved.save_states(path)
+    loaded.load_states(path)
+    for ours, theirs in zip(
+        loaded.implicit_vars.values(), saved.implicit_vars.values(), strict=True
+    ):
+        jax.tree.map(np.testing.assert_array_equal, ours.value, theirs.value)
+
+
+def test_sharded_variables_stay_sharded(tmp_path):
+    mesh = jax.make_mesh((4, 2), ("x", "y"))
+    sharding = NamedSharding(mesh, PartitionSpec("x", "y"))
+
+    def sharded():
+        optimizer = make(shapes={"w": (8, 4)})
+        for variable in (
+            *optimizer.implicit_vars.values(),
+            optimizer.train_vars()["w"],
+        ):
+            variable.value = jax.device_put(variable.value, sharding)
+        return optimizer
+
+    path = tmp_path / "run.npz"
+    saved, loaded = train(sharded(), 0, 2), sharded()
+    saved.save_states(path)
+    copy_variables(saved, loaded)
+    loaded.load_states(path)
+    assert bits(train(loaded, 2, 4)) == bits(train(saved, 2, 4))
+    for variable in loaded.implicit_vars.values():
+        assert variable.value.sharding.is_equivalent_to(sharding, 2)
