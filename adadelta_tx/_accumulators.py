@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 _SUPPORTED = ("float16", "bfloat16", "float32", "float64")
@@ -55,6 +56,10 @@ def largest_gradient(dtype: DTypeLike) -> float:
 
 def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
     """An accumulator of zeros with the parameter's shape and sharding."""
+    if isinstance(parameter, Tracer):
+        # XLA shards a value as what it is calculated from. Plain zeros would come
+        # from nothing, and jit would put all of them on one device.
+        return (jnp.abs(parameter) < 0).astype(dtype)
     return jnp.zeros_like(parameter, dtype=dtype)
 
 

@@ -1,0 +1,182 @@
+"""Many devices: the state lies where the parameters lie, and steps talk to no one."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adadelta_tx
+
+SPECS = {"w": P("x", "y"), "b": P("y"), "stack": P(None, "x", "y"), "c": P()}
+SHAPES = {"w": (16, 8), "b": (8,), "stack": (3, 8, 4), "c": ()}
+COLLECTIVE = re.compile(
+    r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-(?:permute|broadcast)"
+)
+CASES = {
+    "float32": (jnp.float32, {}),
+    "bfloat16": (jnp.bfloat16, {}),
+    "complex64": (jnp.complex64, {}),
+    "bfloat16 accumulators": (jnp.float32, {"accumulator_dtype": jnp.bfloat16}),
+    "weight decay": (jnp.float32, {"weight_decay": 0.01}),
+    "schedule": (jnp.float32, {"learning_rate": optax.linear_schedule(1.0, 0.0, 9)}),
+}
+
+
+def mesh(kind=AxisType.Auto, shape=(4, 2)):
+    return jax.make_mesh(shape, ("x", "y"), (kind, kind))
+
+
+def random(seed, dtype):
+    rng = np.random.default_rng(seed)
+    return {key: jnp.asarray(rng.normal(size=s), dtype) for key, s in SHAPES.items()}
+
+
+def shardings(on):
+    return {key: NamedSharding(on, spec) for key, spec in SPECS.items()}
+
+
+def state_of(state):
+    """The accumulators, wherever they are in the chain."""
+    leaves = jax.tree.leaves(
+        state, is_leaf=lambda s: isinstance(s, optax.ScaleByAdaDeltaState)
+    )
+    return next(s for s in leaves if isinstance(s, optax.ScaleByAdaDeltaState))
+
+
+def assert_sharded_like_parameters(state, on):
+    for accumulators in state_of(state):
+        for key, sharding in shardings(on).items():
+            leaf = accumulators[key]
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), key
+
+
+def stepper(tx):
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def train(tx, params, state, dtype, place=lambda tree: tree):
+    step = jax.jit(stepper(tx), donate_argnums=(0, 1))
+    for i in range(5):
+        params, state = step(params, state, place(random(i + 1, dtype)))
+    return params, state
+
+
+def assert_same_numbers(got, want):
+    """Up to the last bits: XLA does not round alike in arrays of other shapes."""
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        rtol = 1e-2 if ours.dtype == jnp.bfloat16 else 1e-6
+        wide = (np.asarray(x).astype(np.complex128) for x in (ours, theirs))
+        np.testing.assert_allclose(*wide, rtol=rtol)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_state_lies_where_parameters_lie(case, jit):
+    dtype, arguments = CASES[case]
+    tx = adadelta_tx.adadelta(**arguments)
+    params = jax.device_put(random(0, dtype), shardings(mesh()))
+    state = (jax.jit(tx.init) if jit else tx.init)(params)
+    assert_sharded_like_parameters(state, mesh())
+    chex.assert_trees_all_equal(state, tx.init(random(0, dtype)))
+
+
+def test_nan_parameters_start_from_zero():
+    tx = adadelta_tx.adadelta()
+    params = jnp.array([jnp.nan, jnp.inf, -jnp.inf, -0.0])
+    chex.assert_trees_all_equal(jax.jit(tx.init)(params), tx.init(params))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("case", CASES)
+def test_steps_talk_to_no_one(case, kind):
+    """No collective in the program, and the numbers of a single device."""
+    dtype, arguments = CASES[case]
+    tx = adadelta_tx.adadelta(**arguments)
+    on = mesh(kind)
+
+    def place(tree):
+        return jax.device_put(tree, shardings(on))
+
+    params, grads = place(random(0, dtype)), place(random(1, dtype))
+    state = jax.jit(tx.init)(params)
+    assert_sharded_like_parameters(state, on)
+    step = jax.jit(stepper(tx)).lower(params, state, grads).compile()
+    assert not COLLECTIVE.findall(step.as_text())
+    got = train(tx, params, state, dtype, place)
+    assert_sharded_like_parameters(got[1], on)
+    want = train(tx, random(0, dtype), tx.init(random(0, dtype)), dtype)
+    assert_same_numbers(got, want)
+
+
+def test_collectives_would_be_found():
+    def norm(x):
+        return x / jnp.linalg.norm(x)
+
+    x = jax.device_put(jnp.ones((16, 8)), NamedSharding(mesh(), P("x", "y")))
+    assert COLLECTIVE.findall(jax.jit(norm).lower(x).compile().as_text())
+
+
+def test_shard_map():
+    """Init and update on each device's own part."""
+    tx, on = adadelta_tx.adadelta(), mesh()
+    params = random(0, jnp.float32)
+    specs = optax.tree_utils.tree_map_params(
+        tx,
+        lambda _, spec: spec,
+        tx.init(params),
+        SPECS,
+        transform_non_params=lambda _: P(),
+    )
+    with jax.set_mesh(on):
+        init = jax.shard_map(tx.init, in_specs=(SPECS,), out_specs=specs)
+        step = jax.shard_map(
+            stepper(tx), in_specs=(SPECS, specs, SPECS), out_specs=(SPECS, specs)
+        )
+        got = params, jax.jit(init)(params)
+        for i in range(5):
+            got = jax.jit(step)(*got, random(i + 1, jnp.float32))
+    want = train(tx, random(0, jnp.float32), tx.init(params), jnp.float32)
+    assert_same_numbers(got, want)
+
+
+def test_stacked_layers():
+    """Layers stacked in a leaf, a stage a device: by vmap, and by a scan over them."""
+    tx = adadelta_tx.adadelta()
+    on = jax.make_mesh((8,), ("stage",), (AxisType.Auto,))
+    place = NamedSharding(on, P("stage"))
+    rng = np.random.default_rng(0)
+    params, *grads = (
+        jnp.asarray(rng.normal(size=(8, 4, 4)), jnp.float32) for _ in "abcd"
+    )
+    want = tx.init(params)
+    whole = params, want
+    for g in grads:
+        whole = jax.jit(stepper(tx))(*whole, g)
+
+    def by_scan(params, state, g):
+        def body(_, layer):
+            return None, stepper(tx)(*layer)
+
+        return jax.lax.scan(body, None, (params, state, g))[1]
+
+    for step in (jax.vmap(stepper(tx)), by_scan):
+        params_ = jax.device_put(params, place)
+        state = jax.jit(jax.vmap(tx.init))(params_)
+        assert state_of(state).e_g.sharding.is_equivalent_to(place, 3)
+        got = params_, state
+        for g in grads:
+            got = jax.jit(step)(*got, jax.device_put(g, place))
+        assert_same_numbers(got[0], whole[0])
+        assert_same_numbers(state_of(got[1]), state_of(whole[1]))
+    vmapped = jax.jit(jax.vmap(stepper(tx))).lower(*got, got[0]).compile()
+    assert not COLLECTIVE.findall(vmapped.as_text())
