@@ -1,0 +1,248 @@
+"""Runs the optimizer's step on 1, 2, 4 and 8 devices, and counts what it takes there.
+
+Two ways to share the work, each with a gradient that lies as its parameters do:
+
+- sharded: each device has its part of the parameters, the same number for any number
+  of devices, and the state lies beside them.
+- state sharded (ZeRO, stage 1, Rajbhandari et al. 2020): each device has all
+  parameters, and a part of the state. It makes its part of the updates, and the
+  devices gather them.
+
+The state is made by ``jax.jit(tx.init)``, optax.adadelta's, too. Bytes are those of the
+device that has most. Collectives are counted in the compiled step. Without
+accelerators, the devices are threads of one CPU: eight share its cores, so their step
+takes longer. The second table is arithmetic.
+"""
+
+import argparse
+import math
+import re
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+import adadelta_tx
+from benchmarks import _report as report
+
+COLLECTIVE = re.compile(
+    r" (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)(?:-start)?\("
+)
+KINDS = [
+    # name, bytes of a parameter, of its gradient, dtype of the accumulators
+    ("all float32", 4, 4, jnp.float32),
+    ("bfloat16, float32 accumulators", 2, 2, jnp.float32),
+    ("bfloat16, bfloat16 accumulators", 2, 2, jnp.bfloat16),
+]
+MODELS = {"1 B": 1e9, "7 B": 7e9, "70 B": 70e9}
+DEVICE_BYTES = 80e9
+
+
+def collectives(compiled: jax.stages.Compiled) -> int:
+    """How many operations of a compiled program are a talk between devices."""
+    return len(COLLECTIVE.findall(compiled.as_text() or ""))
+
+
+def bytes_of_fullest_device(tree: Any) -> int:
+    """What the device that holds most of these arrays holds of them."""
+    held: Counter[Any] = Counter()
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    return max(held.values())
+
+
+def measure(devices: int, parameters: int, zero: bool, rounds: int) -> dict[str, Any]:
+    """One row: that many devices, with that many parameters on each."""
+    mesh = jax.make_mesh(
+        (devices,), ("shard",), (AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    spread = NamedSharding(mesh, PartitionSpec("shard"))
+    where = NamedSharding(mesh, PartitionSpec()) if zero else spread
+    size = parameters if zero else parameters * devices
+    params = jax.device_put(jnp.zeros(size), where)
+    grads = jax.device_put(jax.random.normal(jax.random.key(0), (size,)), where)
+    tx = adadelta_tx.adadelta()
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    shape = jax.eval_shape(tx.init, params)
+    places = jax.tree.map(lambda leaf: spread if leaf.ndim else None, shape)
+    init = jax.jit(tx.init, out_shardings=places) if zero else jax.jit(tx.init)
+    state = init(params)
+    theirs = optax.adadelta(1.0)
+    compiled = (
+        jax.jit(step, donate_argnums=(0, 1), out_shardings=(where, places))
+        .lower(params, state, grads)
+        .compile()
+    )
+    seconds = []
+    for i in range(rounds + 2):
+        start = time.perf_counter()
+        params, state = jax.block_until_ready(compiled(params, state, grads))
+        if i >= 2:
+            seconds.append(time.perf_counter() - start)
+    return {
+        "way": "state sharded" if zero else "sharded",
+        "devices": devices,
+        "parameters": size,
+        "median_ms": 1e3 * statistics.median(seconds),
+        "state_bytes": bytes_of_fullest_device(state),
+        "optax_state_bytes": bytes_of_fullest_device(jax.jit(theirs.init)(params)),
+        "collectives": collectives(compiled),
+    }
+
+
+def state_bytes_of_a_parameter(dtype: Any) -> int:
+    """Bytes of both accumulators, for one parameter more."""
+    tx = adadelta_tx.adadelta(accumulator_dtype=dtype)
+    small, large = (
+        sum(
+            leaf.size * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(jax.eval_shape(tx.init, jnp.zeros(size)))
+        )
+        for size in (1, 2)
+    )
+    return large - small
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Both tables."""
+    measured = report.table(
+        [
+            "parameters are",
+            "devices",
+            "parameters",
+            "step ms",
+            "state bytes a device",
+            "optax's",
+            "collectives",
+        ],
+        [
+            [
+                {"sharded": "sharded", "state sharded": "everywhere, state sharded"}[
+                    row["way"]
+                ],
+                str(row["devices"]),
+                f"{row['parameters']:,}",
+                f"{row['median_ms']:.1f}",
+                f"{row['state_bytes']:,}",
+                f"{row['optax_state_bytes']:,}",
+                str(row["collectives"]),
+            ]
+            for row in results["measured"]
+        ],
+    )
+    return f"{measured}\n\n{memory(results['kinds'])}"
+
+
+def memory(kinds: list[dict[str, Any]]) -> str:
+    """The table of bytes a parameter, and of devices that models need."""
+
+    def needs(total: int, parameters: float) -> str:
+        gigabytes = total * parameters / 1e9
+        return f"{gigabytes:,.0f} GB, {math.ceil(gigabytes * 1e9 / DEVICE_BYTES)}"
+
+    rows = []
+    for kind in kinds:
+        parts = kind["parameter"], kind["gradient"], kind["state"]
+        cells = [*map(str, parts), str(sum(parts))]
+        rows.append(
+            [kind["name"], *cells, *(needs(sum(parts), n) for n in MODELS.values())]
+        )
+    return report.table(
+        ["bytes of", "parameter", "gradient", "state", "sum", *MODELS], rows
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs all cases, prints the tables and writes the result and a picture."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scale",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--parameters", type=int, default=4_000_000, help="on each device"
+    )
+    parser.add_argument("--rounds", type=int, default=20, help="timed steps")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    options = parser.parse_args(arguments)
+
+    cases = [
+        (devices, zero)
+        for zero in (False, True)
+        for devices in (1, 2, 4, 8)
+        if devices <= jax.device_count()
+    ]
+    results = {
+        "measured": [
+            measure(devices, options.parameters, zero, options.rounds)
+            for devices, zero in tqdm(cases, unit="case", disable=None)
+        ],
+        "kinds": [
+            {
+                "name": name,
+                "parameter": parameter,
+                "gradient": gradient,
+                "state": state_bytes_of_a_parameter(dtype),
+            }
+            for name, parameter, gradient, dtype in KINDS
+        ],
+    }
+    print(summary(results))
+    print(report.describe())
+    print(f"written: {report.write(options.out, 'scale', results)}")
+    plot(results["measured"], options.out / "scale.png")
+    print(f"written: {options.out / 'scale.png'}")
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws the bytes of state on the fullest device against the devices."""
+    with mpl.rc_context({"font.size": 9}):
+        figure, panels = plt.subplots(
+            1, 2, figsize=(7.5, 3), layout="constrained", sharey=True
+        )
+        titles = {
+            "sharded": "parameters sharded,\nas many on each device",
+            "state sharded": "parameters on every device,\nstate sharded (ZeRO-1)",
+        }
+        for axes, (way, title) in zip(panels, titles.items(), strict=True):
+            mine = [row for row in rows if row["way"] == way]
+            devices = [row["devices"] for row in mine]
+            for key, label, style in (
+                ("optax_state_bytes", "optax.adadelta, jitted init", "s--"),
+                ("state_bytes", "adadelta_tx.adadelta", "o-"),
+            ):
+                values = [row[key] / 1e6 for row in mine]
+                axes.plot(
+                    devices, values, style, color="black", label=label, mfc="white"
+                )
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(devices, [str(n) for n in devices])
+            axes.set_yscale("log", base=2)
+            axes.set_title(title, fontsize=9)
+            axes.set_xlabel("devices")
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel("state on the fullest device, MB")
+        panels[0].yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        panels[0].legend(frameon=False)
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    if not jax.config.jax_platforms or "cpu" in jax.config.jax_platforms:
+        jax.config.update("jax_num_cpu_devices", 8)
+    main()
