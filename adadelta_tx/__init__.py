@@ -1,7 +1,7 @@
 """Adadelta for JAX: the paper's recurrence, in place."""
 
-from adadelta_tx._checkpoint import CheckpointError
 from adadelta_tx._diagnostics import effective_learning_rate
+from adadelta_tx._formats import CheckpointError
 from adadelta_tx._optimizer import Adadelta
 from adadelta_tx._transform import adadelta, scale_by_adadelta
 from adadelta_tx._variables import TrainVar, Variable, clear_name_cache

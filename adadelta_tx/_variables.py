@@ -164,7 +164,7 @@ def trainable(train_vars: Any, known: Collector) -> Collector:
             f"{sorted(again)} are second names of variables that are trained already. "
             "Pass train_vars.unique()."
         )
-    if len(set(map(str, together))) < len(together):
+    if len({str(name).lstrip(".") for name in together}) < len(together):
         raise ValueError(f"Two of these names are written alike: {list(together)}.")
     return Collector((k, v) for k, v in together.items() if k not in known)
 

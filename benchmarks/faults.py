@@ -19,7 +19,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from multiprocessing.connection import Connection
@@ -77,8 +77,8 @@ def path_of(folder: Path, form: str) -> Path:
 
 def save(optimizer: adadelta_tx.Adadelta, folder: Path, form: str) -> None:
     """Saves a checkpoint."""
-    setting = {"compressed": True} if form.startswith("compressed") else {}
-    optimizer.save_states(path_of(folder, form), **setting)
+    compressed = form.startswith("compressed")
+    optimizer.save_states(path_of(folder, form), compressed=compressed)
 
 
 def _save_forever(saved: Connection, folder: Path, form: str, step: int) -> None:
@@ -153,7 +153,7 @@ def damaged(kind: str, data: bytes, other: bytes, rng: random.Random) -> bytes:
     return bytes(result)
 
 
-def damages(form: str, number: int) -> dict[str, dict[str, int]]:
+def damages(form: str, number: int) -> Mapping[str, Mapping[str, int]]:
     """Loads that many damaged files, and counts what came of each kind."""
     rng = random.Random(form)
     with tempfile.TemporaryDirectory() as name:
@@ -281,9 +281,9 @@ def summary(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Draws the outcomes of the kills, and those of each kind of damage."""
-    panels = {"writers killed": {f: r["kills"] for f, r in results.items()}}
+    panels = {"killed": {f: r["kills"] for f, r in results.items()}}
     for kind in DAMAGES:
-        panels[f"files: {kind}"] = {
+        panels[kind] = {
             form: result["damage"][kind] for form, result in results.items()
         }
     with mpl.rc_context({"font.size": 9, "axes.titlesize": 9}):
@@ -292,7 +292,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         )
         for axes, (title, outcomes) in zip(row, panels.items(), strict=True):
             axes.set_title(title)
-            axes.set_xlabel("number")
+            axes.set_xlabel("writers" if title == "killed" else "files")
             axes.spines[["top", "right"]].set_visible(False)
             left = np.zeros(len(outcomes))
             for name, (grey, label) in OUTCOMES.items():

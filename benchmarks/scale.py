@@ -29,6 +29,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from matplotlib.ticker import ScalarFormatter
 from tqdm import tqdm
 
 import adadelta_tx
@@ -236,13 +237,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.set_xlabel("devices")
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel("state on the fullest device, MB")
-        panels[0].yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        panels[0].yaxis.set_major_formatter(ScalarFormatter())
         panels[0].legend(frameon=False)
         figure.savefig(path, dpi=150)
         plt.close(figure)
 
 
 if __name__ == "__main__":
-    if not jax.config.jax_platforms or "cpu" in jax.config.jax_platforms:
-        jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_num_cpu_devices", 8)  # where there is nothing but a CPU
     main()
