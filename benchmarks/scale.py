@@ -41,8 +41,9 @@ COLLECTIVE = re.compile(
 KINDS = [
     # name, bytes of a parameter, of its gradient, dtype of the accumulators
     ("all float32", 4, 4, jnp.float32),
-    ("bfloat16, float32 accumulators", 2, 2, jnp.float32),
-    ("bfloat16, bfloat16 accumulators", 2, 2, jnp.bfloat16),
+    ("bfloat16, accumulators float32", 2, 2, jnp.float32),
+    ("bfloat16, accumulators, too", 2, 2, jnp.bfloat16),
+    ("bfloat16, accumulators of 8 bits (not yet)", 2, 2, None),
 ]
 MODELS = {"1 B": 1e9, "7 B": 7e9, "70 B": 70e9}
 DEVICE_BYTES = 80e9
@@ -106,7 +107,9 @@ def measure(devices: int, parameters: int, zero: bool, rounds: int) -> dict[str,
 
 
 def state_bytes_of_a_parameter(dtype: Any) -> int:
-    """Bytes of both accumulators, for one parameter more."""
+    """Bytes of both accumulators, for one parameter more; ``None`` has one for each."""
+    if dtype is None:
+        return 2
     tx = adadelta_tx.adadelta(accumulator_dtype=dtype)
     small, large = (
         sum(

@@ -418,6 +418,8 @@ def test_names_that_are_written_alike():
     opt = Adadelta()
     with pytest.raises(ValueError, match="written alike"):
         opt.register_train_vars({1: TrainVar(1.0), "1": TrainVar(2.0)})
+    with pytest.raises(ValueError, match="written alike"):
+        opt.register_train_vars({"w": TrainVar(1.0), ".w": TrainVar(2.0)})
     assert not opt.implicit_vars
     mixed = {("a", 0, "w"): TrainVar(1.0), ("a", "x"): TrainVar(2.0)}
     opt.register_train_vars(mixed)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import adadelta_tx
-from benchmarks import demo, step
+from benchmarks import demo, faults, scale, step
 
 
 def test_public_names():
@@ -59,3 +59,26 @@ def test_step_benchmark(tmp_path):
     assert {"command", "jax", "machine"} <= document.keys()
     ours, theirs = document["results"]
     assert ours["temporary_bytes"] == 0 < theirs["temporary_bytes"]
+
+
+def test_faults_benchmark(tmp_path, capsys):
+    few = ["--kills", "1", "--damaged", "8", "--stops", "2", "--loads", "1"]
+    faults.main([*few, "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "faults.json").read_text())["results"]
+    assert list(results) == faults.FORMATS
+    assert (tmp_path / "faults.png").stat().st_size > 10_000
+    assert faults.summary(results) in capsys.readouterr().out
+
+
+def test_scale_benchmark(tmp_path, capsys):
+    scale.main(["--parameters", "8000", "--rounds", "1", "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "scale.json").read_text())["results"]
+    for row in results["measured"]:
+        everywhere = row["way"] == "state sharded"
+        assert row["state_bytes"] == 64_000 / (row["devices"] if everywhere else 1)
+        assert row["collectives"] == (everywhere and row["devices"] > 1)
+        assert row["optax_state_bytes"] == 8 * row["parameters"]
+    assert len(results["measured"]) == 8
+    assert [kind["state"] for kind in results["kinds"][:3]] == [8, 8, 4]
+    assert (tmp_path / "scale.png").stat().st_size > 10_000
+    assert scale.summary(results) in capsys.readouterr().out

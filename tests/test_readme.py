@@ -3,10 +3,13 @@
 Its code blocks run too: conftest.py has pytest collect them.
 """
 
+import inspect
 import json
 import re
 from pathlib import Path
 
+import brainpy as bp
+import braintools
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,11 +17,11 @@ import optax
 import pytest
 
 import adadelta_tx
-from benchmarks import demo, stateful, step
+from benchmarks import demo, faults, scale, stateful, step
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-TABLE = README[README.index("## Recipes") : README.index("## Results")]
+TABLE = README[README.index("## Recipes") : README.index("## Coming from another")]
 RECIPES = dict(re.findall(r"^\| (.+?) \| `(.+)` \|$", TABLE, re.MULTILINE))
 
 
@@ -50,7 +53,7 @@ def test_all_recipes_were_found():
     assert len(RECIPES) == TABLE.count("\n|") - 2
 
 
-@pytest.mark.parametrize("benchmark", [demo, step, stateful])
+@pytest.mark.parametrize("benchmark", [demo, step, stateful, scale, faults])
 def test_results_are_the_committed_ones(benchmark):
     name = benchmark.__name__.rpartition(".")[2]
     document = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
@@ -58,3 +61,25 @@ def test_results_are_the_committed_ones(benchmark):
         document["command"] == f"python -m benchmarks.{name} --out benchmarks/results"
     )
     assert benchmark.summary(document["results"]) in README
+
+
+def test_defaults_of_others():
+    """Of those that are installed here, as README tells them."""
+    start = README.index("| | here | optax | torch | Keras")
+    header, _, *rows = README[start : README.index("\n\n", start)].splitlines()
+    columns = [cell.strip() for cell in header.split("|")]
+    functions = {
+        "here": adadelta_tx.adadelta,
+        "optax": optax.adadelta,
+        "BrainPy": bp.optim.Adadelta.__init__,
+        "braintools": braintools.optim.Adadelta.__init__,
+    }
+    checked = 0
+    for row in rows:
+        for column, cell in zip(columns, row.split("|"), strict=True):
+            told = re.search(r"`(\w+)=(.+)`", cell)
+            if told and column in functions:
+                parameters = inspect.signature(functions[column]).parameters
+                assert str(parameters[told[1]].default) == str(eval(told[2]))
+                checked += 1
+    assert checked == 12
