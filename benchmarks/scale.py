@@ -8,10 +8,10 @@ Two ways to share the work, each with a gradient that lies as its parameters do:
   parameters, and a part of the state. It makes its part of the updates, and the
   devices gather them.
 
-The state is made by ``jax.jit(tx.init)``, optax.adadelta's, too. Bytes are those of the
-device that has most. Collectives are counted in the compiled step. Without
-accelerators, the devices are threads of one CPU: eight share its cores, so their step
-takes longer. The second table is arithmetic.
+The state is made by ``jax.jit(tx.init)``, optax.adadelta's, too; only in the second way
+with ``out_shardings``. Bytes are those of the device that has most. Collectives are
+counted in the compiled step. Without accelerators, the devices are threads of one CPU:
+eight share its cores, so their step takes longer. The second table is arithmetic.
 """
 
 import argparse
@@ -41,9 +41,9 @@ COLLECTIVE = re.compile(
 KINDS = [
     # name, bytes of a parameter, of its gradient, dtype of the accumulators
     ("all float32", 4, 4, jnp.float32),
-    ("bfloat16, accumulators float32", 2, 2, jnp.float32),
-    ("bfloat16, accumulators, too", 2, 2, jnp.bfloat16),
-    ("bfloat16, accumulators of 8 bits (not yet)", 2, 2, None),
+    ("bfloat16 with float32 accumulators", 2, 2, jnp.float32),
+    ("all bfloat16", 2, 2, jnp.bfloat16),
+    ("bfloat16 with 8-bit accumulators (not yet)", 2, 2, None),
 ]
 MODELS = {"1 B": 1e9, "7 B": 7e9, "70 B": 70e9}
 DEVICE_BYTES = 80e9
@@ -79,11 +79,13 @@ def measure(devices: int, parameters: int, zero: bool, rounds: int) -> dict[str,
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    shape = jax.eval_shape(tx.init, params)
-    places = jax.tree.map(lambda leaf: spread if leaf.ndim else None, shape)
-    init = jax.jit(tx.init, out_shardings=places) if zero else jax.jit(tx.init)
-    state = init(params)
-    theirs = optax.adadelta(1.0)
+    def init(tx: Any) -> Any:
+        """The state, spread where that has to be said."""
+        places = jax.tree.map(lambda leaf: spread, jax.eval_shape(tx.init, params))
+        return jax.jit(tx.init, out_shardings=places if zero else None)(params)
+
+    state = init(tx)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
     compiled = (
         jax.jit(step, donate_argnums=(0, 1), out_shardings=(where, places))
         .lower(params, state, grads)
@@ -101,7 +103,7 @@ def measure(devices: int, parameters: int, zero: bool, rounds: int) -> dict[str,
         "parameters": size,
         "median_ms": 1e3 * statistics.median(seconds),
         "state_bytes": bytes_of_fullest_device(state),
-        "optax_state_bytes": bytes_of_fullest_device(jax.jit(theirs.init)(params)),
+        "optax_state_bytes": bytes_of_fullest_device(init(optax.adadelta(1.0))),
         "collectives": collectives(compiled),
     }
 
