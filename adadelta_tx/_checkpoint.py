@@ -337,7 +337,7 @@ def _plan(
         saved = header["numbers"]
         numbers = {key: number(key, saved[key], *NUMBERS[key]) for key in NUMBERS}
         if _kind(header["schedule"]) == _kind(optimizer.lr.name):
-            numbers["lr"] = float(saved["lr"])
+            numbers["lr"] = saved["lr"] + 0.0  # a number
     lines = [f"loads {told(key)} from {key}" for key in leaves]
     lines += [f"loads {key} = {value}" for key, value in numbers.items()]
     lines += [f"leaves {told(key)} at {key}" for key in entries if key not in leaves]
@@ -437,7 +437,8 @@ def _named(optimizer: Any, name: str, names: Collection[str]) -> dict[str, Any]:
     if missing or unknown:
         raise CheckpointError(
             f"its variables are not those of {optimizer.name}: missing "
-            f"{_some(missing)}; unknown {_some(unknown)}."
+            f"{_some([key.removeprefix(f'{name}.') for key in missing])}; unknown "
+            f"{_some([key.removeprefix(f'{name}.') for key in unknown])}."
         )
     return targets
 

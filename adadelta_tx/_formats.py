@@ -65,12 +65,14 @@ def _claimed(claims: Iterable[tuple[str, Claim]]) -> dict[str, Claim]:
     """The claims by name.
 
     Raises:
-      CheckpointError: If there are two by one name.
+      CheckpointError: If there are two by one name, or one has an impossible shape.
     """
     collected: dict[str, Claim] = {}
     for name, claim in claims:
         if name in collected:
             raise CheckpointError(f"has two entries called {name!r}.")
+        if len(claim.shape) > 64 or not all(0 <= n < 2**63 for n in claim.shape):
+            raise CheckpointError("has an array of an impossible shape.")
         collected[name] = claim
     return collected
 
@@ -99,6 +101,8 @@ def _write_npz(
 @contextmanager
 def _npz_reader(file: BinaryIO) -> Iterator[Reader]:
     def claim(info: zipfile.ZipInfo) -> Claim:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise CheckpointError("is compressed in a way that NumPy does not use.")
         with archive.open(info) as member:
             # A header of version 2 may be 4 GiB long; no array of numbers needs it.
             if np.lib.format.read_magic(member) != (1, 0):
@@ -144,8 +148,9 @@ def _h5_reader(file: BinaryIO) -> Iterator[Reader]:
         ):
             if not item.dtype.hasobject:
                 return Claim(item.dtype, item.shape)
-            if name in (ALIASES, TARGETS) and h5py.check_string_dtype(item.dtype):
-                return Claim(np.dtype("U1"), item.shape)
+            text = name in (ALIASES, TARGETS) and h5py.check_string_dtype(item.dtype)
+            if text and item.shape == ():
+                return Claim(np.dtype("U1"), ())
         raise CheckpointError(f"{name!r} is not a plain array in the file itself.")
 
     def read(names: Collection[str]) -> dict[str, np.ndarray]:
@@ -198,8 +203,8 @@ def _mat_reader(file: BinaryIO) -> Iterator[Reader]:
             parts = kind & 0xFFFF, start + 4, kind >> 16, start + 8
         else:
             parts = kind, start + 8, length, start + 8 + length + -length % 8
-        if parts[1] + parts[2] > end:
-            raise CheckpointError("ends too early.")
+        if parts[1] + parts[2] > min(end, parts[3]):
+            raise CheckpointError("has an element that is longer than its place.")
         return parts
 
     def content(place: int, length: int) -> bytes:
@@ -374,17 +379,23 @@ def _pickle_reader(file: BinaryIO) -> Iterator[Reader]:
     content = _unpickled(file)
     if type(content) is not dict:
         raise CheckpointError("is not a pickle of a dict.")
-    # BrainPy's state_dict() has a dict for each of its objects.
-    parts = [v if type(v) is dict else {k: v} for k, v in content.items()]
-    items = [(key, _pickled_array(v)) for part in parts for key, v in part.items()]
-    claims, arrays = _claimed((key, item[0]) for key, item in items), dict(items)
+    arrays = {}
+
+    def found() -> Iterator[tuple[str, Claim]]:
+        for name, item in content.items():
+            # BrainPy's state_dict() has a dict for each of its objects.
+            for key, value in (item if type(item) is dict else {name: item}).items():
+                arrays[key] = _pickled_array(value)
+                yield key, arrays[key][0]
+
+    claims = _claimed(found())
 
     def read(names: Collection[str]) -> dict[str, np.ndarray]:
-        found = {}
+        values = {}
         for name in names:
             (dtype, shape), data, order = arrays[name]
-            found[name] = np.frombuffer(data, dtype).reshape(shape, order=order)
-        return found
+            values[name] = np.frombuffer(data, dtype).reshape(shape, order=order)
+        return values
 
     yield Reader(claims, read)
 

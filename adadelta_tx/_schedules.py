@@ -1,6 +1,7 @@
 """The learning rate of an optimizer object: a number, or something that changes."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -104,6 +105,11 @@ def make_schedule(lr: Any) -> Any:
     """``lr`` behind a scheduler's interface; a BrainPy scheduler as it is."""
     if hasattr(lr, "step_call") and hasattr(lr, "step_epoch"):
         return lr
+    if isinstance(lr, Mapping):
+        raise TypeError(
+            f"lr must be a learning rate, got a dict of {len(lr)}. The variables come "
+            "first here: Adadelta(train_vars, lr)."
+        )
     return Schedule(lr)
 
 

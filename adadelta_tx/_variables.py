@@ -145,7 +145,8 @@ def trainable(train_vars: Any, known: Collector) -> Collector:
     """
     if train_vars is not None and not isinstance(train_vars, Mapping):
         hint = ""
-        if isinstance(train_vars, numbers.Number | np.ndarray | jax.Array):
+        number = isinstance(train_vars, numbers.Number | np.ndarray | jax.Array)
+        if number or callable(train_vars):
             hint = " The learning rate comes second here: Adadelta(train_vars, lr)."
         raise TypeError(
             f"train_vars must be a dict of variables, got {train_vars!r}.{hint}"

@@ -50,7 +50,7 @@ DEVICE_BYTES = 80e9
 
 
 def collectives(compiled: jax.stages.Compiled) -> int:
-    """How many operations of a compiled program are a talk between devices."""
+    """How many operations of a compiled program are talk between devices."""
     return len(COLLECTIVE.findall(compiled.as_text() or ""))
 
 
@@ -98,7 +98,7 @@ def measure(devices: int, parameters: int, zero: bool, rounds: int) -> dict[str,
         if i >= 2:
             seconds.append(time.perf_counter() - start)
     return {
-        "way": "state sharded" if zero else "sharded",
+        "way": "everywhere, state sharded" if zero else "sharded",
         "devices": devices,
         "parameters": size,
         "median_ms": 1e3 * statistics.median(seconds),
@@ -137,9 +137,7 @@ def summary(results: dict[str, Any]) -> str:
         ],
         [
             [
-                {"sharded": "sharded", "state sharded": "everywhere, state sharded"}[
-                    row["way"]
-                ],
+                row["way"],
                 str(row["devices"]),
                 f"{row['parameters']:,}",
                 f"{row['median_ms']:.1f}",
@@ -222,7 +220,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         )
         titles = {
             "sharded": "parameters sharded,\nas many on each device",
-            "state sharded": "parameters on every device,\nstate sharded (ZeRO-1)",
+            "everywhere, state sharded": "parameters everywhere,\nstate sharded (ZeRO-1)",
         }
         for axes, (way, title) in zip(panels, titles.items(), strict=True):
             mine = [row for row in rows if row["way"] == way]

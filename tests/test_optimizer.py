@@ -104,10 +104,13 @@ def test_dtypes(dtype):
     )
 
 
-@pytest.mark.parametrize("lr", [0.01, 1, np.float32(1), jnp.ones(())])
-def test_number_as_first_argument(lr):
+@pytest.mark.parametrize("lr", [0.01, 1, np.float32(1), jnp.ones(()), lambda i: 1.0])
+def test_learning_rate_as_first_argument(lr):
+    """BrainPy 2.8 has the two in the other order."""
     with pytest.raises(TypeError, match=r"The learning rate comes second here"):
         Adadelta(lr)
+    with pytest.raises(TypeError, match=r"The variables come first here"):
+        Adadelta(lr, {"w": TrainVar(1.0)})
 
 
 @pytest.mark.parametrize("bad", [[1], "w", (TrainVar(1.0),), TrainVar(1.0)])
