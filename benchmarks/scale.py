@@ -220,7 +220,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         )
         titles = {
             "sharded": "parameters sharded,\nas many on each device",
-            "everywhere, state sharded": "parameters everywhere,\nstate sharded (ZeRO-1)",
+            "everywhere, state sharded": "parameters everywhere,\nstate sharded",
         }
         for axes, (way, title) in zip(panels, titles.items(), strict=True):
             mine = [row for row in rows if row["way"] == way]
