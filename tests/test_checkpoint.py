@@ -373,6 +373,9 @@ def test_mode_and_links_stay(tmp_path):
     train(make(), 0, 1).save_states(link)
     assert link.is_symlink()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(0o666)  # more than a new file would get
+    make().save_states(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666
     make().load_states(path)
 
 
@@ -500,11 +503,12 @@ def test_crafted_headers(case, tmp_path):
         optimizer.load_states(path)
 
 
-def test_header_that_the_arrays_do_not_fit(tmp_path):
+@pytest.mark.parametrize("change", [np.transpose, np.float64, np.int32])
+def test_header_that_the_arrays_do_not_fit(change, tmp_path):
     ours, path = tmp_path / "ours.npz", tmp_path / "crafted.npz"
     make().save_states(ours)
     arrays = crafted(ours)
-    arrays["Adadelta0.w_cache"] = arrays["Adadelta0.w_cache"].T
+    arrays["Adadelta0.w_cache"] = change(arrays["Adadelta0.w_cache"])
     np.savez(path, **arrays)
     seal(path, ours)
     optimizer = train(make(), 0, 2)
