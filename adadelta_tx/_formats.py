@@ -5,6 +5,7 @@ a file names, and follows nothing that leads out of it.
 """
 
 import importlib
+import io
 import os
 import pickle
 import pickletools
@@ -297,7 +298,8 @@ def _unpickled(file: BinaryIO) -> Any:
                 raise CheckpointError("has a dict with a key twice, or not of strings.")
             stack[-1][key] = value
 
-    operations: Iterator[Any] = pickletools.genops(file)
+    # A file would make room for as many bytes as it is asked for, however few it has.
+    operations: Iterator[Any] = pickletools.genops(io.BytesIO(file.read()))
     for operation, argument, _ in operations:
         name = operation.name
         if name in _LITERALS:
