@@ -14,7 +14,6 @@ import math
 import os
 import re
 import secrets
-import shutil
 import stat
 import struct
 from collections.abc import Collection, Iterator, Mapping
@@ -99,7 +98,8 @@ def save_states(
         _log.warning(
             "%s: does not hold the state of %s, whose vars() are not among the "
             "variables. It cannot be loaded.",
-            *(filename, optimizer.name),
+            filename,
+            optimizer.name,
         )
 
 
@@ -236,7 +236,7 @@ def _replacing(filename: StrPath) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         if exists:
-            shutil.copymode(path, temporary)
+            os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -288,10 +288,10 @@ def _plan(
     header = _header(reader, size) if sealed else {}
     if sealed:
         entries = {key: _entry(key) for key in header["variables"]}
-        targets, warnings = _targets(optimizer, header, list(entries))
+        targets, warnings = _targets(optimizer, header, entries)
     else:
         entries = _brainpys_entries(reader, size)
-        targets, warnings = _brainpys_targets(optimizer, list(entries))
+        targets, warnings = _brainpys_targets(optimizer, entries)
 
     def told(key: str) -> str:
         if not sealed:
@@ -336,8 +336,11 @@ def _plan(
     if sealed:
         saved = header["numbers"]
         numbers = {key: number(key, saved[key], *NUMBERS[key]) for key in NUMBERS}
-        if _kind(header["schedule"]) == _kind(optimizer.lr.name):
+        schedule, lr = header["schedule"], optimizer.lr
+        if _kind(schedule) == _kind(lr.name):
             numbers["lr"] = saved["lr"] + 0.0  # a number
+        else:
+            warnings.append(f"lr stays {lr!r}; the file's was a {schedule}.")
     lines = [f"loads {told(key)} from {key}" for key in leaves]
     lines += [f"loads {key} = {value}" for key, value in numbers.items()]
     lines += [f"leaves {told(key)} at {key}" for key in entries if key not in leaves]
@@ -366,10 +369,7 @@ def _targets(
             f"optimizer called {name} can load it."
         )
     targets = _named(optimizer, name, names)
-    same_kind = _kind(schedule) == _kind(optimizer.lr.name)
     warnings = []
-    if not same_kind:
-        warnings.append(f"lr stays {optimizer.lr!r}; the file's was a {schedule}.")
     for key, counter in _part(optimizer, optimizer.lr.name).items():
         if f"{schedule}.{key}" in names:
             targets[f"{schedule}.{key}"] = counter

@@ -5,12 +5,13 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 RESULTS = Path("results")
 """Where results go by default; README's are in benchmarks/results."""
@@ -24,6 +25,16 @@ def environment() -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
     }
+
+
+def step_of(tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    """What a training loop does with ``(params, state, grads)``: a step of ``tx``."""
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:

@@ -95,9 +95,7 @@ def train(tx: optax.GradientTransformation, epochs: int, progress: Any) -> Run:
     train_images, test_images, train_labels, test_labels = map(jnp.asarray, digits())
     batches = len(train_images) // BATCH
 
-    def optimizer_step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    optimizer_step = report.step_of(tx)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def epoch(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:

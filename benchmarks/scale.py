@@ -75,10 +75,6 @@ def measure(devices: int, parameters: int, zero: bool, rounds: int) -> dict[str,
     grads = jax.device_put(jax.random.normal(jax.random.key(0), (size,)), where)
     tx = adadelta_tx.adadelta()
 
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
     def init(tx: Any) -> Any:
         """The state, spread where that has to be said."""
         places = jax.tree.map(lambda leaf: spread, jax.eval_shape(tx.init, params))
@@ -87,7 +83,9 @@ def measure(devices: int, parameters: int, zero: bool, rounds: int) -> dict[str,
     state = init(tx)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     compiled = (
-        jax.jit(step, donate_argnums=(0, 1), out_shardings=(where, places))
+        jax.jit(
+            report.step_of(tx), donate_argnums=(0, 1), out_shardings=(where, places)
+        )
         .lower(params, state, grads)
         .compile()
     )
@@ -155,8 +153,8 @@ def memory(kinds: list[dict[str, Any]]) -> str:
     """The table of bytes a parameter, and of devices that models need."""
 
     def needs(total: int, parameters: float) -> str:
-        gigabytes = total * parameters / 1e9
-        return f"{gigabytes:,.0f} GB, {math.ceil(gigabytes * 1e9 / DEVICE_BYTES)}"
+        size = total * parameters
+        return f"{size / 1e9:,.0f} GB, {math.ceil(size / DEVICE_BYTES)}"
 
     rows = []
     for kind in kinds:

@@ -28,14 +28,13 @@ PEERS = {
 
 def compiled_step(tx: optax.GradientTransformation, size: int) -> jax.stages.Compiled:
     """One step for a leaf of ``size`` parameters."""
-
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
     leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
     state = jax.eval_shape(tx.init, leaf)
-    return jax.jit(step, donate_argnums=(0, 1)).lower(leaf, state, leaf).compile()
+    return (
+        jax.jit(report.step_of(tx), donate_argnums=(0, 1))
+        .lower(leaf, state, leaf)
+        .compile()
+    )
 
 
 def summary(results: list[dict[str, Any]]) -> str:

@@ -86,7 +86,7 @@ def main(port, number, shape, folder, dies_after):
                 for a in (images[batch], labels[batch])
             )
             run, value = step(run, x, y)
-            print(i, float(value).hex(), flush=True)
+            print("loss", i, float(value).hex(), flush=True)
             if (i + 1) % SAVED_EVERY == 0:
                 manager.save(i, args=ocp.args.StandardSave(run))
                 manager.wait_until_finished()

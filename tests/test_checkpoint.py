@@ -871,6 +871,14 @@ def like(keys, **arguments):
     return train(Adadelta(variables, **arguments), 50, 52)
 
 
+def loads(path, keys, theirs, **arguments):
+    """One of ours after it has loaded their state from a file."""
+    ours = like(keys, **arguments)
+    ours.load_states(path)
+    same_as_theirs(ours, theirs)
+    return ours
+
+
 def same_as_theirs(ours, theirs):
     prefix = f"{theirs.name}."
     want = {k.removeprefix(prefix): v for k, v in theirs.vars().items() if prefix in k}
@@ -890,9 +898,7 @@ def test_files_of_brainpy(extension, alias, tmp_path, caplog):
         variables = {"Net0.shared": variables[cache], **variables}
         variables["Net0.again"] = variables["Net0.shared"]
     write_as_brainpy(path, variables)
-    ours = like(keys, rho=0.9)
-    ours.load_states(path)
-    same_as_theirs(ours, theirs)
+    ours = loads(path, keys, theirs, rho=0.9)
     assert ours.rho == 0.9
     assert ours.lr.last_epoch.value == theirs.lr.last_epoch.value
     assert ours.lr.last_call.value == 1
@@ -933,9 +939,7 @@ def test_narrower_accumulators_of_brainpy(extension, dtype, tmp_path):
         return
     ours.load_states(path)
     same_as_theirs(ours, theirs)
-    narrower = like(keys, accumulator_dtype=jnp.dtype(dtype))
-    narrower.load_states(path)
-    same_as_theirs(narrower, theirs)
+    loads(path, keys, theirs, accumulator_dtype=jnp.dtype(dtype))
     other = {"float16": jnp.bfloat16, "bfloat16": jnp.float16}[dtype]
     optimizer = like(keys, accumulator_dtype=other)
     with refused(optimizer, path, dtype):
@@ -948,17 +952,13 @@ def test_state_dict_of_brainpy(tmp_path):
     nested = jax.tree.map(np.asarray, theirs.state_dict())
     path = tmp_path / "run.pkl"
     path.write_bytes(pickle.dumps(nested))
-    ours = like(keys)
-    ours.load_states(path)
-    same_as_theirs(ours, theirs)
+    loads(path, keys, theirs)
 
     saved, path = tmp_path / "run.msgpack", tmp_path / "run.npz"
     bp.checkpoints.save_pytree(str(saved), theirs.state_dict(), verbose=False)
     nested = bp.checkpoints.load_pytree(str(saved))
     np.savez(path, **nested[theirs.name])
-    ours = like(keys)
-    ours.load_states(path)
-    same_as_theirs(ours, theirs)
+    loads(path, keys, theirs)
 
 
 @pytest.mark.parametrize("extension", ONE_EACH)
@@ -995,9 +995,7 @@ def test_counters_of_two_optimizers_of_brainpy(tmp_path, caplog):
     two, _ = brainpy_optimizer(3, name="Two")
     two.lr.step_epoch()
     write_as_brainpy(path, {**one_.vars(), **two.vars()})
-    ours = like(keys, name="Two")
-    ours.load_states(path)
-    same_as_theirs(ours, two)
+    ours = loads(path, keys, two, name="Two")
     assert ours.lr.last_epoch.value == -1
     assert any("last_epoch stays; the file has" in r.message for r in caplog.records)
 
@@ -1035,9 +1033,7 @@ def test_name_of_brainpy_like_ours(tmp_path):
     path = tmp_path / "run.npz"
     theirs, keys = brainpy_optimizer(2, name="adadelta_tx_opt")
     write_as_brainpy(path, theirs.vars())
-    ours = like(keys)
-    ours.load_states(path)
-    same_as_theirs(ours, theirs)
+    loads(path, keys, theirs)
 
 
 @pytest.mark.parametrize("extension", ONE_EACH)

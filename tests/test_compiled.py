@@ -8,18 +8,14 @@ import optax
 import pytest
 
 import adadelta_tx
+from benchmarks._report import step_of
 
 SIZE = 1 << 22
 
 
 def compile_step(tx, params, grads):
     """One step as a training loop runs it: parameters and state donated."""
-
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    jitted = jax.jit(step, donate_argnums=(0, 1))
+    jitted = jax.jit(step_of(tx), donate_argnums=(0, 1))
     return jitted.lower(params, jax.eval_shape(tx.init, params), grads).compile()
 
 

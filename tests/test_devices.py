@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adadelta_tx
+from benchmarks._report import step_of
 from benchmarks.scale import collectives
 
 SPECS = {"w": P("x", "y"), "b": P("y"), "stack": P(None, "x", "y"), "c": P()}
@@ -39,10 +40,7 @@ def shardings(on):
 
 def state_of(state):
     """The accumulators, wherever they are in the chain."""
-    leaves = jax.tree.leaves(
-        state, is_leaf=lambda s: isinstance(s, optax.ScaleByAdaDeltaState)
-    )
-    return next(s for s in leaves if isinstance(s, optax.ScaleByAdaDeltaState))
+    return optax.tree.get(state, "ScaleByAdaDeltaState")
 
 
 def assert_sharded_like_parameters(state, on):
@@ -52,16 +50,8 @@ def assert_sharded_like_parameters(state, on):
             assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), key
 
 
-def stepper(tx):
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
-
-
 def train(tx, params, state, dtype, place=lambda tree: tree):
-    step = jax.jit(stepper(tx), donate_argnums=(0, 1))
+    step = jax.jit(step_of(tx), donate_argnums=(0, 1))
     for i in range(5):
         params, state = step(params, state, place(random(i + 1, dtype)))
     return params, state
@@ -106,7 +96,7 @@ def test_steps_talk_to_no_one(case, kind):
     params, grads = place(random(0, dtype)), place(random(1, dtype))
     state = jax.jit(tx.init)(params)
     assert_sharded_like_parameters(state, on)
-    step = jax.jit(stepper(tx)).lower(params, state, grads).compile()
+    step = jax.jit(step_of(tx)).lower(params, state, grads).compile()
     assert collectives(step) == 0
     got = train(tx, params, state, dtype, place)
     assert_sharded_like_parameters(got[1], on)
@@ -136,7 +126,7 @@ def test_shard_map():
     with jax.set_mesh(on):
         init = jax.shard_map(tx.init, in_specs=(SPECS,), out_specs=specs)
         step = jax.shard_map(
-            stepper(tx), in_specs=(SPECS, specs, SPECS), out_specs=(SPECS, specs)
+            step_of(tx), in_specs=(SPECS, specs, SPECS), out_specs=(SPECS, specs)
         )
         got = params, jax.jit(init)(params)
         for i in range(5):
@@ -157,15 +147,15 @@ def test_stacked_layers():
     want = tx.init(params)
     whole = params, want
     for g in grads:
-        whole = jax.jit(stepper(tx))(*whole, g)
+        whole = jax.jit(step_of(tx))(*whole, g)
 
     def by_scan(params, state, g):
         def body(_, layer):
-            return None, stepper(tx)(*layer)
+            return None, step_of(tx)(*layer)
 
         return jax.lax.scan(body, None, (params, state, g))[1]
 
-    for step in (jax.vmap(stepper(tx)), by_scan):
+    for step in (jax.vmap(step_of(tx)), by_scan):
         params_ = jax.device_put(params, place)
         state = jax.jit(jax.vmap(tx.init))(params_)
         assert state_of(state).e_g.sharding.is_equivalent_to(place, 3)
@@ -174,5 +164,5 @@ def test_stacked_layers():
             got = jax.jit(step)(*got, jax.device_put(g, place))
         assert_same_numbers(got[0], whole[0])
         assert_same_numbers(state_of(got[1]), state_of(whole[1]))
-    vmapped = jax.jit(jax.vmap(stepper(tx))).lower(*got, got[0]).compile()
+    vmapped = jax.jit(jax.vmap(step_of(tx))).lower(*got, got[0]).compile()
     assert collectives(vmapped) == 0

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adadelta_tx
+from benchmarks._report import step_of
 from tests import textbook
 
 PARAMS = {"w": np.array([1.0, -2.0, 3.0], np.float32), "b": np.float32(0.5)}
@@ -29,11 +30,7 @@ def train(tx, params=PARAMS, grads=None, state=None):
     params = jax.tree.map(jnp.asarray, params)
     state = tx.init(params) if state is None else state
 
-    @jax.jit
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
+    step = jax.jit(step_of(tx))
     for g in gradients() if grads is None else grads:
         params, state = step(params, state, g)
     return params, state

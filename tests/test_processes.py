@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -50,12 +51,8 @@ def run(folder, shape="4,2", dies_after="never"):
             outputs.append(log.read())
     codes = [worker.returncode for worker, _ in workers]
     losses = [
-        {
-            int(line.split()[0]): line.split()[1]
-            for line in output.splitlines()
-            if line.split()[:1] and line.split()[0].isdigit()
-        }
-        for output in outputs
+        {int(i): loss for i, loss in re.findall(r"loss (\d+) (\S+)\n", output)}
+        for output in outputs  # gloo prints between the lines
     ]
     return losses, codes, "\n".join(outputs)
 

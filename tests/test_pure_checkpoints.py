@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adadelta_tx
+from benchmarks._report import step_of
 
 TRANSFORMATIONS = {
     "plain": adadelta_tx.adadelta(),
@@ -27,11 +28,7 @@ def start():
 
 
 def train(tx, params, state, first, last):
-    @jax.jit
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
+    step = jax.jit(step_of(tx))
     for i in range(first, last):
         rng = np.random.default_rng(i)
         grads = jax.tree.map(
