@@ -1,19 +1,76 @@
-"""How E[g²] and E[Δx²] are stored: in which dtype, and what fits into it."""
+"""How E[g²] and E[Δx²] are stored: in floats of some dtype, or in 8 bits each.
+
+Both are at least 0, and both are only ever used as v + ε. So 8 bits hold 1 + v / ε
+with the sign and the bits that a float would have no use for cut off: the upper bits
+of its exponent, the lower ones of its mantissa. What is cut off is rounded up or
+down at random, with the probabilities that leave the mean as it is; a float is
+linear between two powers of 2, so adding random low bits before the cut does it.
+One 16-bit word holds both codes of an element.
+"""
 
 import contextlib
-from typing import Any
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax import lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-_SUPPORTED = ("float16", "bfloat16", "float32", "float64")
+from adadelta_tx import _recurrence as recurrence
+
+_SUPPORTED = ("uint8", "float16", "bfloat16", "float32", "float64")
+_STOCHASTIC_FROM = 0.98  # ρ from which bfloat16 loses more by rounding to nearest
+_ONE = np.uint32(127 << 23)  # the bits of 1 in float32
+_GROWTH = 62  # 8 bits hold E[g²] up to 2^62 ε, with room for rounding
+
+Stored = tuple[jax.Array, ...]
+"""E[g²] and E[Δx²] of one parameter, or the codes of both."""
+
+
+class CodedState(NamedTuple):
+    """State of :func:`adadelta_tx.scale_by_adadelta` with 8-bit accumulators.
+
+    Attributes:
+      count: Number of updates so far, an int32 scalar: the seed of the rounding.
+      codes: A tree like the parameters of uint16 arrays with their shapes. The high
+        byte has E[g²], the low byte E[Δx²].
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    codes: Any
+
+
+State = optax.ScaleByAdaDeltaState | CodedState
+
+
+def is_state(node: Any) -> bool:
+    """Whether this is the state of an Adadelta."""
+    return isinstance(node, State)
+
+
+def as_state(trees: Sequence[Any], count: Any) -> State:
+    """A state of E[g²] and E[Δx²] or, with a count, of codes."""
+    if count is None:
+        return optax.ScaleByAdaDeltaState(*trees)
+    return CodedState(count, *trees)
+
+
+def parts(state: Any) -> tuple[tuple[Any, ...], Any]:
+    """What :func:`as_state` makes the state from."""
+    if isinstance(state, CodedState):
+        return (state.codes,), state.count
+    return (state.e_g, state.e_x), None
 
 
 def storage_dtype(requested: DTypeLike | None, parameter_dtype: DTypeLike) -> jnp.dtype:
     """The dtype of a parameter's accumulators: as requested, or at least float32."""
+    if requested == jnp.uint8:
+        return jnp.dtype(jnp.uint16)  # both codes in one word
     if requested is not None:
         return jax.dtypes.canonicalize_dtype(requested)
     return arithmetic_dtype(parameter_dtype)
@@ -41,17 +98,32 @@ def check_requested(accumulator_dtype: Any) -> DTypeLike | None:
 
 def arithmetic_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     """The real dtype to calculate in, given the dtypes of the arrays involved."""
-    widest = max(jnp.finfo(dtype).dtype.itemsize for dtype in dtypes)
-    return jnp.dtype(jnp.float64 if widest == 8 else jnp.float32)
+    floats = [jnp.finfo(x).dtype for x in dtypes if jnp.issubdtype(x, jnp.inexact)]
+    return jnp.dtype(jnp.float64 if jnp.float64 in floats else jnp.float32)
 
 
-def largest_gradient(dtype: DTypeLike) -> float:
-    """The largest |g| that accumulators of this dtype have room for.
+def state_of(names: Sequence[str], stored: Sequence[Any]) -> State:
+    """The state of arrays in a flat list: E[g²], then E[Δx²], or codes and a count."""
+    n = len(names)
+    columns, count = [stored[:n], stored[n:]], None
+    last = jax.tree.leaves(stored)[-1:]
+    if last and last[0].dtype == jnp.int32:
+        columns, count = [stored[:n]], stored[n]
+    return as_state([dict(zip(names, x, strict=True)) for x in columns], count)
 
-    Its square is a quarter of the dtype's largest number: neither E[g²] nor, but
+
+def largest_gradient(stored: Stored, eps: recurrence.Scalar) -> recurrence.Scalar:
+    """The largest |g| that these accumulators have room for.
+
+    Its square is a quarter of the largest number or code: neither E[g²] nor, but
     for rounding, E[Δx²] grows beyond the largest g².
     """
-    return 2.0 ** (jnp.finfo(dtype).maxexp // 2 - 1)
+    if len(stored) > 1:
+        return 2.0 ** (jnp.finfo(stored[0].dtype).maxexp // 2 - 1)
+    bound, largest = 2.0 ** (_GROWTH // 2) * eps**0.5, 2.0**63
+    if isinstance(bound, float):
+        return min(bound, largest)
+    return jnp.minimum(bound, largest)
 
 
 def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
@@ -63,24 +135,154 @@ def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
     return jnp.zeros_like(parameter, dtype=dtype)
 
 
-def read(stored: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The accumulator's values, for arithmetic in ``dtype``.
+def advance(
+    stored: Stored, g: jax.Array, c: recurrence.Coefficients, name: str, count: Any
+) -> tuple[Stored, jax.Array, jax.Array]:
+    """The accumulators after the gradient ``g``: stored, and their values.
+
+    The parameter's name and the count of steps, if the state has one, are what the
+    noise of rounding comes from.
+
+    The values are the stored ones: what is calculated from them alone lets an
+    accumulator overwrite the old one without a copy.
+    """
+    s, d = read(stored, g.real.dtype, c.eps)
+    if len(stored) == 1:
+        s = recurrence.next_e_g(g, s, c)
+        codes = encode(s, recurrence.next_e_x(g, s, d, c), c.eps, _seed(name, count))
+        return (codes,), *read((codes,), g.real.dtype, c.eps)
+    s, new_s = _write(recurrence.next_e_g(g, s, c), stored[0], c.rho, name)
+    d, new_d = _write(
+        recurrence.next_e_x(g, new_s, d, c), stored[1], c.rho, f"{name} E[Δx²]"
+    )
+    return (s, d), new_s, new_d
+
+
+def read(
+    stored: Stored, dtype: DTypeLike, eps: recurrence.Scalar
+) -> tuple[jax.Array, jax.Array]:
+    """The values of E[g²] and E[Δx²], for arithmetic in ``dtype``.
 
     An infinite one, as a state of optax.adadelta can hold, is the largest that the
     stored dtype has, so that it decays.
     """
-    largest = float(jnp.finfo(stored.dtype).max)
-    return jnp.minimum(stored.astype(dtype), largest)
+    if len(stored) == 1:
+        pair = _decoded(stored[0] >> 8, 2), _decoded(stored[0] & 255, 3)
+        s, d = ((x.astype(dtype) - 1) * eps for x in pair)
+        return s, d
+    largest = float(jnp.finfo(stored[0].dtype).max)
+    s, d = (jnp.minimum(x.astype(dtype), largest) for x in stored)
+    return s, d
 
 
-def write(values: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``values`` stored as ``like`` is, and the values to go on calculating with.
+def _write(
+    values: jax.Array, like: jax.Array, rho: recurrence.Scalar, name: str
+) -> tuple[jax.Array, jax.Array]:
+    """Floats stored as ``like`` is, and the values to go on calculating with.
 
-    Those are the stored ones: what is calculated from them alone lets an
-    accumulator overwrite the old one without a copy. Only float16 is too narrow
-    for it, since E[Δx²] underflows there to a number that says nothing.
+    Only float16 is too narrow to go on with what is stored, since E[Δx²] underflows
+    there to a number that says nothing.
     """
-    stored = values.astype(like.dtype)
     if like.dtype == jnp.float16:
-        return stored, values
+        return values.astype(like.dtype), values
+    if like.dtype == jnp.bfloat16 and not (
+        isinstance(rho, float) and rho < _STOCHASTIC_FROM
+    ):
+        stored = _to_bfloat16(values, rho, _seed(name, 0))
+    else:
+        stored = values.astype(like.dtype)
     return stored, stored.astype(values.dtype)
+
+
+@jax.custom_jvp
+def _to_bfloat16(
+    values: jax.Array, rho: recurrence.Scalar, seed: jax.Array
+) -> jax.Array:
+    """Rounded up or down at random, from :data:`_STOCHASTIC_FROM` on.
+
+    The state of floats is optax's, which counts no steps. So the noise comes from
+    the values, whose lower bits are new in each step with another gradient.
+    """
+    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    noise = _mixed(bits ^ seed) >> 16
+    noise = jnp.where(rho < _STOCHASTIC_FROM, 1 << 15, noise)
+    rounded = (bits + noise) & np.uint32(0xFFFF0000)
+    return lax.bitcast_convert_type(rounded, jnp.float32).astype(jnp.bfloat16)
+
+
+@_to_bfloat16.defjvp
+def _to_bfloat16_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return _to_bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
+
+
+def encode(
+    s: jax.Array, d: jax.Array, eps: recurrence.Scalar, seed: jax.Array
+) -> jax.Array:
+    """The codes of both values of each element.
+
+    Their ratio decides the length of a step, and noise in it adds up: without a
+    bias in s or d there is one in the mean of d / s, by which d grows. So d is
+    first multiplied by what the rounding of s was, which has the mean 1.
+    """
+    exact = 1 + s * (1 / eps)
+    high = _rounded(exact, 2, _noise(s.shape, seed))
+    d = d * (_decoded(high, 2).astype(s.dtype) / exact)
+    low = _rounded(1 + d * (1 / eps), 3, _noise(s.shape, ~seed))
+    # Joined by an operation of two operands, so that XLA stores the result; it would
+    # repeat all of the above where the codes are read if they came from one.
+    return (high << 8).astype(jnp.uint16) | low.astype(jnp.uint16)
+
+
+def _rounded(x: jax.Array, mantissa_bits: int, noise: jax.Array) -> jax.Array:
+    """The code of ``x`` ≥ 1 with so many bits of the mantissa, rounded at random.
+
+    A NaN or what is too large has the largest code.
+    """
+    cut = 23 - mantissa_bits
+    largest = np.uint32((255 << cut) + _ONE).view(np.float32)
+    x = x.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(jnp.where(x < largest, x, largest), jnp.uint32)
+    return (bits - _ONE + (noise >> (32 - cut))) >> cut
+
+
+def _decoded(code: jax.Array, mantissa_bits: int) -> jax.Array:
+    bits = (code.astype(jnp.uint32) << (23 - mantissa_bits)) + _ONE
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _seed(name: str, count: Any) -> jax.Array:
+    """What tells the noise of this parameter and step from that of all others."""
+    number = jnp.asarray(count).astype(jnp.uint32)
+    return _mixed(np.uint32(zlib.crc32(name.encode())) ^ _mixed(number))
+
+
+def _noise(shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
+    """32 random bits for each element, other ones for another seed.
+
+    They are :func:`_mixed` of the element's position. The seed goes in twice, so that
+    two of them do not give the same sequence with a shift.
+    """
+    x = _position(shape) ^ seed
+    x = ((x ^ (x >> 16)) * np.uint32(0x7FEB352D)) ^ _mixed(seed + 1)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """A hash of 32 bits: lowbias32 of https://github.com/skeeto/hash-prospector."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _position(shape: tuple[int, ...]) -> jax.Array:
+    """The index of each element in the flat array, up to multiples of 2^32.
+
+    From one iota for each axis, so that each device makes its own part.
+    """
+    position, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        index = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        position += index * np.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return position

@@ -428,17 +428,20 @@ def _named(optimizer: Any, name: str, names: Collection[str]) -> dict[str, Any]:
     targets = {f"{name}.{key}": variable for key, variable in part.items()}
     need = _leaves(targets)
     missing = [key for key in need if key not in names]
-    accumulator = re.compile(rf"{re.escape(name)}\..*_(cache|delta)\b")
+    accumulator = re.compile(rf"{re.escape(name)}\..*_(cache|delta|codes)\b")
     unknown = [
         key
         for key in names
         if key not in need and (len(missing) == len(need) or accumulator.match(key))
     ]
     if missing or unknown:
+        coded = [any("_codes" in key for key in keys) for keys in (missing, unknown)]
+        one = " Only one of the two has accumulators in uint8."
         raise CheckpointError(
             f"its variables are not those of {optimizer.name}: missing "
             f"{_some([key.removeprefix(f'{name}.') for key in missing])}; unknown "
             f"{_some([key.removeprefix(f'{name}.') for key in unknown])}."
+            f"{one if coded[0] != coded[1] else ''}"
         )
     return targets
 

@@ -57,28 +57,22 @@ def effective_learning_rate(state: optax.OptState, eps: chex.Numeric = 1e-6) -> 
     epsilon = number("eps", eps, *POSITIVE)
     found = [
         node
-        for node in jax.tree.leaves(state, is_leaf=_is_adadelta_state)
-        if _is_adadelta_state(node)
+        for node in jax.tree.leaves(state, is_leaf=accumulators.is_state)
+        if accumulators.is_state(node)
     ]
     if not found:
         raise ValueError(
-            "There is no Adadelta in this state: nothing in it is an "
-            "optax.ScaleByAdaDeltaState. Pass what init or update returned."
+            "There is no Adadelta in this state: nothing in it is a state of "
+            "scale_by_adadelta. Pass what init or update returned."
         )
 
-    def rate(s: jax.Array, d: jax.Array) -> jax.Array:
-        dtype = accumulators.arithmetic_dtype(s.dtype)
+    def rate(*stored: jax.Array) -> jax.Array:
+        dtype = accumulators.arithmetic_dtype(stored[0].dtype)
         c = recurrence.coefficients(0.0, epsilon, dtype)
-        return recurrence.rms_ratio(
-            accumulators.read(s, dtype), accumulators.read(d, dtype), c
-        )
+        return recurrence.rms_ratio(*accumulators.read(stored, dtype, c.eps), c)
 
-    rates = [jax.tree.map(rate, node.e_g, node.e_x) for node in found]
+    rates = [jax.tree.map(rate, *accumulators.parts(node)[0]) for node in found]
     return functools.reduce(_merge, rates)
-
-
-def _is_adadelta_state(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByAdaDeltaState)
 
 
 def _is_masked(node: Any) -> bool:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import chex
-import optax
 from jax.typing import DTypeLike
 
+from adadelta_tx._accumulators import check_requested, parts, state_of
 from adadelta_tx._checkpoint import StrPath, load_states, save_states
 from adadelta_tx._diagnostics import effective_learning_rate
 from adadelta_tx._schedules import Schedule, current_rate, make_schedule
@@ -84,7 +84,9 @@ class Adadelta:
         self.rho, self.epsilon = rho, epsilon
         self.weight_decay = 0.0 if weight_decay is None else weight_decay
         self.rho, self.epsilon, self.weight_decay = self.numbers().values()
-        self.accumulator_dtype = accumulator_dtype
+        self.accumulator_dtype = check_requested(accumulator_dtype)
+        coded = self.accumulator_dtype == "uint8"
+        self._suffixes = ("_codes",) if coded else ("_cache", "_delta")
         self.lr = make_schedule(lr)
         self.vars_to_train = Collector()
         self.implicit_vars = Collector()
@@ -99,13 +101,17 @@ class Adadelta:
         """
         new = trainable(train_vars, known=self.vars_to_train)
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
-        state: Any = tx.init({str(key): v.value for key, v in new.items()})
+        trees, count = parts(tx.init({str(key): v.value for key, v in new.items()}))
         for variable in new.values() if isinstance(self.lr, Schedule) else ():
             self.lr.track_like(variable)
-        for suffix, values in (("_cache", state.e_g), ("_delta", state.e_x)):
+        for suffix, values in zip(self._suffixes, trees, strict=True):
             for key, variable in new.items():
                 accumulator = variable_like(variable, values[str(key)])
                 self.implicit_vars[f"{key}{suffix}"] = accumulator
+        if count is not None and new and not self.vars_to_train:
+            self.implicit_vars["codes_count"] = variable_like(
+                next(iter(new.values())), count
+            )
         self.vars_to_train.update(new)
 
     register_vars = register_train_vars
@@ -135,8 +141,7 @@ class Adadelta:
             brainstate raises its ``TraceContextError`` under plain ``jax.jit``.
         """
         self.check_grads(grads)
-        variables = self._accumulators("cache") + self._accumulators("delta")
-        variables += self.vars_to_train.values()
+        variables = [*self.vars_to_train.values(), *self._accumulators()]
         values = flat_step(
             tuple(map(str, self.vars_to_train)),
             [variable.value for variable in variables],
@@ -149,15 +154,14 @@ class Adadelta:
 
     def effective_learning_rate(self) -> dict[str, Any]:
         """RMS[Δx] / RMS[g] by variable: :func:`adadelta_tx.effective_learning_rate`."""
-        e_g, e_x = (
-            dict(zip(self.vars_to_train, [v.value for v in column], strict=True))
-            for column in (self._accumulators("cache"), self._accumulators("delta"))
-        )
-        state = optax.ScaleByAdaDeltaState(e_g=e_g, e_x=e_x)
-        return effective_learning_rate(state, self.epsilon)
+        stored = [variable.value for variable in self._accumulators()]
+        names = list(self.vars_to_train)
+        return effective_learning_rate(state_of(names, stored), self.epsilon)
 
-    def _accumulators(self, kind: str) -> list[Any]:
-        return [self.implicit_vars[f"{key}_{kind}"] for key in self.vars_to_train]
+    def _accumulators(self) -> list[Any]:
+        keys, own = self.vars_to_train, self.implicit_vars
+        names = [f"{key}{suffix}" for suffix in self._suffixes for key in keys]
+        return [own[name] for name in (*names, "codes_count") if name in own]
 
     def numbers(self) -> dict[str, float]:
         """rho, epsilon and the weight decay, each checked to be in its range."""

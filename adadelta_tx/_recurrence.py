@@ -54,7 +54,7 @@ def coefficients(rho: Scalar, eps: Scalar, dtype: jnp.dtype) -> Coefficients:
     )
 
 
-def bounded(g: jax.Array, bound: float) -> jax.Array:
+def bounded(g: jax.Array, bound: Scalar) -> jax.Array:
     """Shorten ``g`` to ``bound``, beyond which its square has no room.
 
     Of a complex number, the longer of its two parts goes up to half of that.

@@ -39,13 +39,16 @@ def scale_by_adadelta(
       rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
       eps: :math:`\epsilon`, added to both running averages under the roots,
         above 0 and below 1e30.
-      accumulator_dtype: Dtype of both running averages: float16, bfloat16,
-        float32 or float64. ``None`` takes the parameter's, but at least
-        float32, and the real one for a complex parameter.
+      accumulator_dtype: Dtype of both running averages: uint8, float16,
+        bfloat16, float32 or float64, see :func:`adadelta_tx.adadelta`. ``None``
+        takes the parameter's, but at least float32, and the real one for a
+        complex parameter.
 
     Returns:
       An :class:`optax.GradientTransformation` with an
-      :class:`optax.ScaleByAdaDeltaState`.
+      :class:`optax.ScaleByAdaDeltaState`; with uint8, a ``CodedState``: a
+      ``count`` of steps, and ``codes``, a tree like the parameters of uint16
+      arrays with E[g²] in the high byte and E[Δx²] in the low one.
 
     Raises:
       TypeError: If ``rho`` or ``eps`` is not a number. In ``init`` and
@@ -70,44 +73,51 @@ def scale_by_adadelta(
     eps = number("eps", eps, *POSITIVE)
     requested_dtype = accumulators.check_requested(accumulator_dtype)
 
-    def init_fn(params: Any) -> optax.ScaleByAdaDeltaState:
+    def init_fn(params: Any) -> accumulators.State:
         def zeros(path: KeyPath, leaf: Any) -> jax.Array:
             dtype = _inexact_dtype(path, leaf, "parameter")
             return accumulators.zeros(
                 leaf, accumulators.storage_dtype(requested_dtype, dtype)
             )
 
-        e_g = jax.tree_util.tree_map_with_path(zeros, params)
+        coded = requested_dtype == jnp.uint8
         # Not the same arrays twice: a training loop donates both.
-        e_x = jax.tree_util.tree_map_with_path(zeros, params)
-        return optax.ScaleByAdaDeltaState(e_g=e_g, e_x=e_x)
+        trees = [
+            jax.tree_util.tree_map_with_path(zeros, params)
+            for _ in range(1 if coded else 2)
+        ]
+        return accumulators.as_state(trees, jnp.zeros([], jnp.int32) if coded else None)
 
     def update_fn(
         updates: Any, state: Any, params: Any = None
-    ) -> tuple[Any, optax.ScaleByAdaDeltaState]:
+    ) -> tuple[Any, accumulators.State]:
         del params
         leaves, treedef = tree_flatten_with_path(updates, is_leaf=_is_none)
-        if not isinstance(state, optax.ScaleByAdaDeltaState):
+        if not accumulators.is_state(state):
             raise TypeError(
-                "The state must be an optax.ScaleByAdaDeltaState, as init returns it, "
-                f"got {type(state).__name__}."
+                "The state must be an optax.ScaleByAdaDeltaState or, for uint8, a "
+                f"CodedState, as init returns it, got {type(state).__name__}."
             )
+        trees, count = accumulators.parts(state)
         try:
-            e_g = treedef.flatten_up_to(state.e_g)
-            e_x = treedef.flatten_up_to(state.e_x)
+            columns = [treedef.flatten_up_to(tree) for tree in trees]
         except ValueError:
-            raise ValueError(_other_tree(leaves, state.e_g)) from None
-        stored = [s for (_, g), s in zip(leaves, e_g, strict=True) if g is not None]
-        if not jax.tree_util.all_leaves(stored):
-            raise ValueError(_other_tree(leaves, state.e_g))
-        steps = [
-            _leaf_step(path, g, s, d, rho, eps)
-            for (path, g), s, d in zip(leaves, e_g, e_x, strict=True)
+            raise ValueError(_other_tree(leaves, trees[0])) from None
+        stored = [
+            s for (_, g), s in zip(leaves, columns[0], strict=True) if g is not None
         ]
-        updates, e_g, e_x = (
-            treedef.unflatten([step[i] for step in steps]) for i in range(3)
+        if not jax.tree_util.all_leaves(stored):
+            raise ValueError(_other_tree(leaves, trees[0]))
+        steps = [
+            _leaf_step(path, g, tuple(stored), count, rho, eps)
+            for (path, g), *stored in zip(leaves, *columns, strict=True)
+        ]
+        updates, *trees = (
+            treedef.unflatten([step[i] for step in steps])
+            for i in range(1 + len(trees))
         )
-        return updates, optax.ScaleByAdaDeltaState(e_g=e_g, e_x=e_x)
+        count = None if count is None else count + 1  # and after 2^31 - 1, -2^31
+        return updates, accumulators.as_state(trees, count)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -142,8 +152,9 @@ def adadelta(
 
     Any finite gradient gives a finite update and state. A longer one than the
     accumulators have room for counts as the longest, and so does an infinite
-    one: about 9e18 for float32 and bfloat16, 7e153 for float64, 128 for float16;
-    half of that for the longer part of a complex number. A NaN stays one; wrap
+    one: about 9e18 for float32 and bfloat16, 7e153 for float64, 128 for float16,
+    2e9 √ε for uint8; half of that for the longer part of a complex number. A NaN
+    stays one; wrap
     with :func:`optax.apply_if_finite` to skip such steps.
 
     Args:
@@ -160,16 +171,20 @@ def adadelta(
       weight_decay_mask: A tree of booleans with the parameters' structure or a
         prefix of it, or a function from parameters to one: ``True`` where
         weights decay. ``None`` means everywhere.
-      accumulator_dtype: Dtype of both running averages: float16, bfloat16,
-        float32 or float64. ``None`` takes the parameter's, but at least
-        float32, and the real one for a complex parameter. bfloat16 stalls for
-        ``rho`` from 0.998 on; float16 wants ``eps`` of at least 1e-6. A state
-        that was restored keeps the dtype that it has.
+      accumulator_dtype: Dtype of both running averages: uint8, float16,
+        bfloat16, float32 or float64. ``None`` takes the parameter's, but at
+        least float32, and the real one for a complex parameter. bfloat16 is
+        rounded at random for ``rho`` from 0.98 on, where to the nearest it would
+        stall; float16 wants ``eps`` of at least 1e-6. uint8 stores 8 bits each
+        of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded at random: right in the
+        mean, and within some 30 % for one element. They end at
+        RMS[Δx] = 65,000 √ε, and belong to one ``eps``: with another one they
+        mean other numbers. A state that was restored keeps the dtype it has.
 
     Returns:
       An :class:`optax.GradientTransformationExtraArgs`. Its state has the
       structure of ``optax.adadelta``'s, two accumulators of the parameter's
-      shape a leaf. Updates have the gradients' shapes, and their dtypes unless
+      shape a leaf; with uint8, a count and one uint16 array a leaf. Updates have the gradients' shapes, and their dtypes unless
       weight decay or a traced learning rate of a wider dtype promote them.
       ``update`` needs ``params``.
 
@@ -232,7 +247,8 @@ def flat_step(
 
     Args:
       names: The parameters' names, for messages.
-      values: All E[g²], then all E[Δx²], then all parameters, in the names' order.
+      values: The parameters, then all E[g²] and all E[Δx²], each in the names' order;
+        or the parameters, then all codes and the count of updates.
       grads: The gradients.
       lr: The learning rate, a scalar.
       fixed: ρ, ε and the factor of decoupled weight decay. A change of these
@@ -254,14 +270,14 @@ def _flat_step(names: Any, values: Any, grads: Any, lr: Any, fixed: Any) -> list
         optax.add_decayed_weights(-weight_decay),
     )
     n = len(names)
-    columns = (values[:n], values[n : 2 * n], values[2 * n :])
-    e_g, e_x, params = (dict(zip(names, x, strict=True)) for x in columns)
+    params, grads = (dict(zip(names, x, strict=True)) for x in (values[:n], grads))
     none = optax.EmptyState()
-    state: Any = (optax.ScaleByAdaDeltaState(e_g=e_g, e_x=e_x), none, none)
-    updates, state = tx.update(dict(zip(names, grads, strict=True)), state, params)
-    new_params: Any = optax.apply_updates(params, updates)
-    columns = (state[0].e_g, state[0].e_x, new_params)
-    return [column[name] for column in columns for name in names]
+    state: Any = (accumulators.state_of(names, values[n:]), none, none)
+    updates, state = tx.update(grads, state, params)
+    trees, count = accumulators.parts(state[0])
+    columns: Any = (optax.apply_updates(params, updates), *trees)
+    values = [column[name] for column in columns for name in names]
+    return values if count is None else [*values, count]
 
 
 _compiled_flat_step = jax.jit(_flat_step, static_argnums=(0, 4))
@@ -289,32 +305,27 @@ def number(
 
 
 def _leaf_step(
-    path: KeyPath, g: Any, s: Any, d: Any, rho: Any, eps: Any
-) -> tuple[Any, Any, Any]:
-    """The update, E[g²] and E[Δx²] of one leaf; without a gradient, no change."""
+    path: KeyPath, g: Any, stored: tuple[Any, ...], count: Any, rho: Any, eps: Any
+) -> tuple[Any, ...]:
+    """The update and what is stored of one leaf; without a gradient, no change."""
     if g is None:
-        return None, s, d
+        return None, *stored
     dtype = _inexact_dtype(path, g, "gradient")
-    g, s, d = jnp.asarray(g), jnp.asarray(s), jnp.asarray(d)
-    if g.shape != s.shape:
+    g, stored = jnp.asarray(g), tuple(map(jnp.asarray, stored))
+    if g.shape != stored[0].shape:
         raise ValueError(
             f"The gradient{_at(path)} has shape {g.shape}, but its parameter had "
-            f"{s.shape} in init."
+            f"{stored[0].shape} in init."
         )
-    real = accumulators.arithmetic_dtype(dtype, s.dtype)
+    real = accumulators.arithmetic_dtype(dtype, stored[0].dtype)
     c = recurrence.coefficients(rho, eps, real)
     exact = g.astype(
         jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(g) else real
     )
-    exact = recurrence.bounded(exact, accumulators.largest_gradient(s.dtype))
-    s, new_s = accumulators.write(
-        recurrence.next_e_g(exact, accumulators.read(s, real), c), s
-    )
-    d, new_d = accumulators.write(
-        recurrence.next_e_x(exact, new_s, accumulators.read(d, real), c), d
-    )
-    u = recurrence.update(exact, new_s, new_d, c)
-    return u.astype(g.dtype), s, d
+    exact = recurrence.bounded(exact, accumulators.largest_gradient(stored, c.eps))
+    stored, s, d = accumulators.advance(stored, exact, c, keystr(path), count)
+    u = recurrence.update(exact, s, d, c)
+    return u.astype(g.dtype), *stored
 
 
 def _inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:

@@ -5,13 +5,16 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from tqdm import tqdm
 
 RESULTS = Path("results")
 """Where results go by default; README's are in benchmarks/results."""
@@ -35,6 +38,36 @@ def step_of(tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
         return optax.apply_updates(params, updates), state
 
     return step
+
+
+def compiled_step(tx: optax.GradientTransformation, size: int) -> jax.stages.Compiled:
+    """A step for a float32 leaf of that size; all but the gradient donated."""
+    leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
+    step = jax.jit(step_of(tx), donate_argnums=(0, 1))
+    return step.lower(leaf, jax.eval_shape(tx.init, leaf), leaf).compile()
+
+
+def interleaved(
+    steps: Mapping[str, Callable[..., Any]],
+    carries: Mapping[str, Any],
+    grads: Any,
+    rounds: int,
+) -> dict[str, list[float]]:
+    """Seconds of ``2 * rounds`` steps of each, three in a row and the first dropped.
+
+    That first one finds the caches as another optimizer left them. The carries,
+    parameters and state by optimizer, are donated.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    carries = dict(carries)
+    for _ in tqdm(range(rounds), unit="round", disable=None):
+        for name, step in steps.items():
+            for repetition in range(3):
+                start = time.perf_counter()
+                carries[name] = jax.block_until_ready(step(*carries[name], grads))
+                if repetition:
+                    seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:

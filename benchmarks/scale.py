@@ -43,7 +43,7 @@ KINDS = [
     ("all float32", 4, 4, jnp.float32),
     ("bfloat16 with float32 accumulators", 2, 2, jnp.float32),
     ("all bfloat16", 2, 2, jnp.bfloat16),
-    ("bfloat16 with 8-bit accumulators (not yet)", 2, 2, None),
+    ("bfloat16 with 8-bit accumulators", 2, 2, jnp.uint8),
 ]
 MODELS = {"1 B": 1e9, "7 B": 7e9, "70 B": 70e9}
 DEVICE_BYTES = 80e9
@@ -107,9 +107,7 @@ def measure(devices: int, parameters: int, zero: bool, rounds: int) -> dict[str,
 
 
 def state_bytes_of_a_parameter(dtype: Any) -> int:
-    """Bytes of both accumulators, for one parameter more; ``None`` has one for each."""
-    if dtype is None:
-        return 2
+    """Bytes of both accumulators, for one parameter more."""
     tx = adadelta_tx.adadelta(accumulator_dtype=dtype)
     small, large = (
         sum(

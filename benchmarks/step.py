@@ -8,14 +8,12 @@ the compiled program's, beside parameters, gradient and state.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from tqdm import tqdm
 
 import adadelta_tx
 from benchmarks import _report as report
@@ -24,17 +22,6 @@ PEERS = {
     "adadelta_tx.adadelta()": adadelta_tx.adadelta(),
     "optax.adadelta(1.0, 0.95)": optax.adadelta(1.0, 0.95),
 }
-
-
-def compiled_step(tx: optax.GradientTransformation, size: int) -> jax.stages.Compiled:
-    """One step for a leaf of ``size`` parameters."""
-    leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
-    state = jax.eval_shape(tx.init, leaf)
-    return (
-        jax.jit(report.step_of(tx), donate_argnums=(0, 1))
-        .lower(leaf, state, leaf)
-        .compile()
-    )
 
 
 def summary(results: list[dict[str, Any]]) -> str:
@@ -67,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     grads = jax.random.normal(jax.random.key(0), (options.size,))
-    steps = {name: compiled_step(tx, options.size) for name, tx in PEERS.items()}
+    steps = {name: report.compiled_step(tx, options.size) for name, tx in PEERS.items()}
     trained = {}
     for name, tx in PEERS.items():
         params = jnp.zeros(options.size)
@@ -76,15 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not jnp.allclose(ours, theirs, rtol=1e-5):
         raise RuntimeError("The peers disagree on the parameters after one step.")
 
-    seconds: dict[str, list[float]] = {name: [] for name in PEERS}
-    for _ in tqdm(range(options.rounds), unit="round", disable=None):
-        for name, step in steps.items():
-            for repetition in range(3):
-                start = time.perf_counter()
-                trained[name] = jax.block_until_ready(step(*trained[name], grads))
-                if repetition:  # the first finds the caches as the peer left them
-                    seconds[name].append(time.perf_counter() - start)
-
+    seconds = report.interleaved(steps, trained, grads, options.rounds)
     results = [
         {
             "optimizer": name,

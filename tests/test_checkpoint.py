@@ -85,6 +85,7 @@ DTYPES = {
     "float64": {"dtype": jnp.float64},
     "bfloat16": {"dtype": jnp.bfloat16, "accumulator_dtype": jnp.bfloat16},
     "float16": {"dtype": jnp.float16, "accumulator_dtype": jnp.float16},
+    "uint8": {"accumulator_dtype": jnp.uint8},
     "complex64": {"dtype": jnp.complex64},
     "schedule": {"lr": optax.linear_schedule(1.0, 0.0, 20), "weight_decay": 0.01},
 }
@@ -451,6 +452,11 @@ WRONG = {
         SHAPES,
         {"accumulator_dtype": jnp.bfloat16},
         "and bfloat16 of shape (4, 3)",
+    ),
+    "codes": (
+        SHAPES,
+        {"accumulator_dtype": "uint8"},
+        "Only one of the two has accumulators in uint8.",
     ),
     "none": ({}, {}, "has no variables yet"),
 }

@@ -89,6 +89,23 @@ def test_bfloat16_accumulators():
     assert memory.temp_size_in_bytes <= copies
 
 
+def test_stochastic_bfloat16_accumulators():
+    tx = adadelta_tx.adadelta(rho=0.99, accumulator_dtype=jnp.bfloat16)
+    memory = compile_step(tx, array(), array()).memory_analysis()
+    assert memory.temp_size_in_bytes == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_8_bit_accumulators(dtype):
+    """Two passes over 2 bytes of state, and nothing but the old count beside them."""
+    tx = adadelta_tx.adadelta(accumulator_dtype=jnp.uint8)
+    compiled = compile_step(tx, array(dtype), array(dtype))
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes == (jnp.dtype(dtype).itemsize + 2) * SIZE + 4
+    assert memory.temp_size_in_bytes <= 64
+    assert instructions(compiled).count("fusion") == 3  # with the count's
+
+
 def test_traced_hyperparameters():
     tx = optax.inject_hyperparams(
         adadelta_tx.adadelta, static_args=("accumulator_dtype",)

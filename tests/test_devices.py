@@ -20,6 +20,7 @@ CASES = {
     "bfloat16": (jnp.bfloat16, {}),
     "complex64": (jnp.complex64, {}),
     "bfloat16 accumulators": (jnp.float32, {"accumulator_dtype": jnp.bfloat16}),
+    "8-bit accumulators": (jnp.float32, {"accumulator_dtype": jnp.uint8}),
     "weight decay": (jnp.float32, {"weight_decay": 0.01}),
     "schedule": (jnp.float32, {"learning_rate": optax.linear_schedule(1.0, 0.0, 9)}),
 }
@@ -38,13 +39,14 @@ def shardings(on):
     return {key: NamedSharding(on, spec) for key, spec in SPECS.items()}
 
 
-def state_of(state):
-    """The accumulators, wherever they are in the chain."""
-    return optax.tree.get(state, "ScaleByAdaDeltaState")
+def accumulators_of(state):
+    """The accumulators' trees, wherever they are in the chain."""
+    found = [optax.tree.get(state, name) for name in ("e_g", "e_x", "codes")]
+    return [tree for tree in found if tree is not None]
 
 
 def assert_sharded_like_parameters(state, on):
-    for accumulators in state_of(state):
+    for accumulators in accumulators_of(state):
         for key, sharding in shardings(on).items():
             leaf = accumulators[key]
             assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), key
@@ -112,9 +114,10 @@ def test_collectives_would_be_found():
     assert collectives(jax.jit(norm).lower(x).compile()) > 0
 
 
-def test_shard_map():
+@pytest.mark.parametrize("accumulator_dtype", [None, jnp.uint8])
+def test_shard_map(accumulator_dtype):
     """Init and update on each device's own part."""
-    tx, on = adadelta_tx.adadelta(), mesh()
+    tx, on = adadelta_tx.adadelta(accumulator_dtype=accumulator_dtype), mesh()
     params = random(0, jnp.float32)
     specs = optax.tree_utils.tree_map_params(
         tx,
@@ -131,6 +134,9 @@ def test_shard_map():
         got = params, jax.jit(init)(params)
         for i in range(5):
             got = jax.jit(step)(*got, random(i + 1, jnp.float32))
+    if accumulator_dtype is not None:  # each device rounds as if its part were all
+        chex.assert_tree_all_finite(got)
+        return
     want = train(tx, random(0, jnp.float32), tx.init(params), jnp.float32)
     assert_same_numbers(got, want)
 
@@ -158,11 +164,11 @@ def test_stacked_layers():
     for step in (jax.vmap(step_of(tx)), by_scan):
         params_ = jax.device_put(params, place)
         state = jax.jit(jax.vmap(tx.init))(params_)
-        assert state_of(state).e_g.sharding.is_equivalent_to(place, 3)
+        assert accumulators_of(state)[0].sharding.is_equivalent_to(place, 3)
         got = params_, state
         for g in grads:
             got = jax.jit(step)(*got, jax.device_put(g, place))
         assert_same_numbers(got[0], whole[0])
-        assert_same_numbers(state_of(got[1]), state_of(whole[1]))
+        assert_same_numbers(accumulators_of(got[1]), accumulators_of(whole[1]))
     vmapped = jax.jit(jax.vmap(step_of(tx))).lower(*got, got[0]).compile()
     assert collectives(vmapped) == 0

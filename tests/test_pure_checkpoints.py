@@ -15,6 +15,7 @@ from benchmarks._report import step_of
 
 TRANSFORMATIONS = {
     "plain": adadelta_tx.adadelta(),
+    "uint8": adadelta_tx.adadelta(accumulator_dtype=jnp.uint8),
     "bfloat16": adadelta_tx.adadelta(accumulator_dtype=jnp.bfloat16),
     "schedule": adadelta_tx.adadelta(optax.linear_schedule(1.0, 0.0, 20)),
     "wrapped": optax.MultiSteps(

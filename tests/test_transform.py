@@ -73,10 +73,11 @@ def test_not_a_number(name, value):
 
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize(
-    "dtype", ["int8", jnp.uint8, complex, "x", object(), [], np.ones(2)]
+    "dtype",
+    ["int8", jnp.uint16, jnp.float8_e4m3fn, complex, "x", object(), [], np.ones(2)],
 )
 def test_accumulator_dtype_not_supported(make, dtype):
-    supported = "float16, bfloat16, float32, float64"
+    supported = "uint8, float16, bfloat16, float32, float64"
     with pytest.raises(ValueError, match=f"accumulator_dtype must be .*{supported}"):
         make(accumulator_dtype=dtype)
 

@@ -1,0 +1,100 @@
+"""MNIST, and the network that Zeiler (2012) trains on it."""
+
+import gzip
+import itertools
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+LAYERS = (784, 500, 300, 10)
+FILES = (
+    "train-images-idx3",
+    "train-labels-idx1",
+    "t10k-images-idx3",
+    "t10k-labels-idx1",
+)
+
+
+class Data(NamedTuple):
+    """Images of shape ``(n, 784)``, float32 in [0, 1], and labels, int32."""
+
+    train_images: jax.Array
+    train_labels: jax.Array
+    test_images: jax.Array
+    test_labels: jax.Array
+
+
+def load(folder: Path | None) -> Data:
+    """Reads IDX files, gzipped or not, or else scikit-learn's mnist_784.
+
+    Raises:
+      FileNotFoundError: If a file is missing in the folder; its name is said.
+      ValueError: If a file is not IDX.
+    """
+    if folder is not None:
+        arrays = [read_idx(find(folder, name)) for name in FILES]
+    else:
+        from sklearn.datasets import fetch_openml
+
+        images, labels = fetch_openml(
+            "mnist_784", return_X_y=True, as_frame=False, parser="liac-arff"
+        )
+        arrays = [images[:60000], labels[:60000], images[60000:], labels[60000:]]
+    images = [
+        jnp.asarray(a.reshape(len(a), -1) / 255, jnp.float32) for a in arrays[::2]
+    ]
+    labels = [jnp.asarray(a.astype(np.int32)) for a in arrays[1::2]]
+    return Data(images[0], labels[0], images[1], labels[1])
+
+
+def find(folder: Path, name: str) -> Path:
+    """The file of that name, with whichever ending."""
+    for path in (folder / f"{name}-ubyte", folder / f"{name}-ubyte.gz"):
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"There is no {name}-ubyte or {name}-ubyte.gz in {folder}.")
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An array of bytes in the format of http://yann.lecun.com/exdb/mnist."""
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    if data[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} is not an IDX file of bytes.")
+    start = 4 + 4 * data[3]
+    shape = struct.unpack(f">{data[3]}i", data[4:start])
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def initial_parameters(key: jax.Array) -> list[dict[str, jax.Array]]:
+    """Weights from N(0, 1 / fan-in) and biases of 0."""
+    keys = jax.random.split(key, len(LAYERS) - 1)
+    return [
+        {"w": jax.random.normal(k, (n, m)) / n**0.5, "b": jnp.zeros(m)}
+        for k, (n, m) in zip(keys, itertools.pairwise(LAYERS), strict=True)
+    ]
+
+
+def logits(params: Any, images: jax.Array) -> jax.Array:
+    """Class scores, of shape ``(n, 10)``."""
+    *hidden, last = params
+    for layer in hidden:
+        images = jnp.tanh(images @ layer["w"] + layer["b"])
+    return images @ last["w"] + last["b"]
+
+
+def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy, in nats."""
+    scores = logits(params, images)
+    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+
+
+def test_error(params: Any, data: Data) -> jax.Array:
+    """The part of the test images that are classified wrongly."""
+    return jnp.mean(logits(params, data.test_images).argmax(-1) != data.test_labels)

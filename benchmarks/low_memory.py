@@ -1,0 +1,341 @@
+"""Trains with accumulators in float32, bfloat16 and 8 bits, side by side.
+
+MNIST, with the network 784-500-300-10 of Zeiler (2012), batches of 100 and the loss
+multiplied by 0.001, 1 and 100,000; and a small transformer that reads scikit-learn's
+digits row by row. Then what the accumulators cost: bytes, temporaries and the time of
+a step. And whether their codes are right in the mean. Seeds are of the initial
+weights; the batches are the same for all.
+"""
+
+import argparse
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import adadelta_tx
+from adadelta_tx import _accumulators as accumulators
+from benchmarks import _mnist as mnist
+from benchmarks import _report as report
+from benchmarks import demo
+
+KINDS = {"float32": None, "bfloat16": jnp.bfloat16, "uint8": jnp.uint8}
+RHOS = (0.9, 0.95, 0.99, 0.999)
+SCALES = (1e-3, 1.0, 1e5)
+BATCH = 100
+EPS = 1e-6
+MARKERS = ("o", "s", "^")
+
+
+class Problem(NamedTuple):
+    """What is trained."""
+
+    initial: Callable[[jax.Array], Any]
+    """Parameters from a key."""
+    loss: Callable[..., jax.Array]
+    """Of parameters, images and labels."""
+    logits: Callable[..., jax.Array]
+    """Of parameters and images."""
+    data: mnist.Data
+
+
+def train(
+    problem: Problem,
+    kind: str,
+    rho: float,
+    scales: tuple[float, ...],
+    seeds: int,
+    epochs: int,
+    progress: Any,
+) -> list[dict[str, Any]]:
+    """Final losses and test errors of all scales and seeds, trained at once."""
+    initial, loss, logits, data = problem
+    tx = adadelta_tx.adadelta(rho=rho, eps=EPS, accumulator_dtype=KINDS[kind])
+    step = report.step_of(tx)
+    batches = len(data.train_images) // BATCH
+
+    def member(params: Any, state: Any, scale: jax.Array, rows: jax.Array) -> Any:
+        images, labels = data.train_images[rows], data.train_labels[rows]
+        grads = jax.grad(lambda p: scale * loss(p, images, labels))(params)
+        return step(params, state, grads)
+
+    members = jax.vmap(member, in_axes=(0, 0, 0, None))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def epoch(params: Any, state: Any, scale: jax.Array, rows: jax.Array) -> Any:
+        return jax.lax.scan(
+            lambda carry, r: (members(*carry, scale, r), None), (params, state), rows
+        )[0]
+
+    @jax.jit
+    @jax.vmap
+    def evaluate(params: Any) -> tuple[jax.Array, jax.Array]:
+        found = logits(params, data.test_images).argmax(-1)
+        error = jnp.mean(found != data.test_labels)
+        return loss(params, data.train_images, data.train_labels), error
+
+    keys = jnp.tile(jax.random.split(jax.random.key(0), seeds), len(scales))
+    scale = jnp.repeat(jnp.asarray(scales), seeds)
+    params = jax.vmap(initial)(keys)
+    state = jax.vmap(tx.init)(params)
+    for i in range(epochs):
+        rows = jax.random.permutation(jax.random.key(i), len(data.train_images))
+        rows = rows[: batches * BATCH].reshape(batches, BATCH)
+        params, state = jax.block_until_ready(epoch(params, state, scale, rows))
+        progress.update()
+    losses, errors = (
+        np.asarray(x).reshape(len(scales), seeds) for x in evaluate(params)
+    )
+    return [
+        {
+            "kind": kind,
+            "rho": rho,
+            "scale": scale,
+            "losses": losses[i].tolist(),
+            "errors": errors[i].tolist(),
+        }
+        for i, scale in enumerate(scales)
+    ]
+
+
+def digit_rows() -> Problem:
+    """scikit-learn's digits as sequences of 8 rows, and a transformer for them."""
+    width, heads = 32, 4
+    shapes = {
+        "embed": (8, width),
+        "position": (8, width),
+        "query": (width, heads, width // heads),
+        "key": (width, heads, width // heads),
+        "value": (width, heads, width // heads),
+        "join": (heads, width // heads, width),
+        "up": (width, 4 * width),
+        "down": (4 * width, width),
+        "out": (width, 10),
+    }
+
+    def initial(key: jax.Array) -> dict[str, jax.Array]:
+        keys = jax.random.split(key, len(shapes))
+        return {
+            name: jax.random.normal(k, shape) / math.prod(shape[:-1]) ** 0.5
+            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+
+    def normal(x: jax.Array) -> jax.Array:
+        return jax.nn.standardize(x, epsilon=1e-5)
+
+    def logits(p: Any, images: jax.Array) -> jax.Array:
+        x = images.reshape(-1, 8, 8) @ p["embed"] + p["position"]
+        q, k, v = (
+            jnp.einsum("bte,ehd->bthd", normal(x), p[name])
+            for name in ("query", "key", "value")
+        )
+        x += jnp.einsum(
+            "bthd,hde->bte", jax.nn.dot_product_attention(q, k, v), p["join"]
+        )
+        x += jax.nn.gelu(normal(x) @ p["up"]) @ p["down"]
+        return normal(x).mean(1) @ p["out"]
+
+    def loss(p: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        scores = logits(p, images)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+
+    train_images, test_images, train_labels, test_labels = map(
+        jnp.asarray, demo.digits()
+    )
+    data = mnist.Data(train_images, train_labels, test_images, test_labels)
+    return Problem(initial, loss, logits, data)
+
+
+def costs(size: int, rounds: int) -> list[dict[str, Any]]:
+    """Bytes, temporaries and the time of a step, beside optax.adadelta."""
+    peers = {
+        "float32": adadelta_tx.adadelta(),
+        "bfloat16, rho 0.95": adadelta_tx.adadelta(accumulator_dtype=jnp.bfloat16),
+        "bfloat16, rho 0.99": adadelta_tx.adadelta(
+            rho=0.99, accumulator_dtype=jnp.bfloat16
+        ),
+        "uint8": adadelta_tx.adadelta(accumulator_dtype=jnp.uint8),
+        "optax.adadelta(1.0, 0.95)": optax.adadelta(1.0, 0.95),
+    }
+    steps = {name: report.compiled_step(tx, size) for name, tx in peers.items()}
+    states = {name: tx.init(jnp.zeros(size)) for name, tx in peers.items()}
+    state_bytes = {
+        name: sum(x.nbytes for x in jax.tree.leaves(state))
+        for name, state in states.items()
+    }
+    trained = {name: (jnp.zeros(size), state) for name, state in states.items()}
+    grads = jax.random.normal(jax.random.key(0), (size,))
+    seconds = report.interleaved(steps, trained, grads, rounds)
+    return [
+        {
+            "optimizer": name,
+            "parameters": size,
+            "state_bytes": state_bytes[name],
+            "temporary_bytes": report.temporary_bytes(step),
+            **report.milliseconds(seconds[name]),
+        }
+        for name, step in steps.items()
+    ]
+
+
+def code_means(samples: int) -> list[dict[str, Any]]:
+    """How far the mean of what codes hold is from what was to be stored.
+
+    For each octave of v / ε, in standard errors of the mean over the samples.
+    """
+    results = []
+    for octave in range(-10, 31):
+        value = EPS * 2.0 ** (octave + 0.3)
+        s = d = jnp.full(samples, value, jnp.float32)
+        codes = accumulators.encode(s, d, EPS, jnp.uint32(octave + 10))
+        row = {"octave": octave}
+        for name, x in zip(
+            ("E[g²]", "E[Δx²]"),
+            accumulators.read((codes,), jnp.float32, EPS),
+            strict=True,
+        ):
+            x = np.asarray(x, np.float64)
+            error = x.std() / samples**0.5
+            row[name] = (x.mean() - float(s[0])) / error
+        results.append(row)
+    return results
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The tables."""
+    parts = [
+        training(results["mnist"]),
+        training(results["digits"]),
+        report.table(
+            [
+                "accumulators",
+                "bytes a parameter",
+                "temporary bytes",
+                "step ms",
+                "ratio",
+            ],
+            [
+                [
+                    row["optimizer"],
+                    f"{row['state_bytes'] / row['parameters']:.2f}",
+                    f"{row['temporary_bytes']:,}",
+                    f"{row['median_ms']:.1f}",
+                    f"{results['costs'][0]['median_ms'] / row['median_ms']:.2f}",
+                ]
+                for row in results["costs"]
+            ],
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def training(runs: list[dict[str, Any]]) -> str:
+    """Final losses and test errors: the mean of the seeds, and their range."""
+    kinds = list(KINDS)
+    cells: dict[tuple[float, float], dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        cells.setdefault((run["rho"], run["scale"]), {})[run["kind"]] = run
+    rows = []
+    for (rho, scale), by_kind in cells.items():
+        means = {kind: np.mean(by_kind[kind]["losses"]) for kind in kinds}
+        row = [f"{rho}, {scale:g}", f"{means['float32']:.4f}"]
+        row += [f"{means[kind] / means['float32'] - 1:+.1%}" for kind in kinds[1:]]
+        for kind in kinds:
+            errors = 100 * np.asarray(by_kind[kind]["errors"])
+            row.append(f"{errors.mean():.2f} ± {errors.std():.2f}")
+        rows.append(row)
+    return report.table(
+        [
+            "ρ, loss × ",
+            "loss, float32",
+            *kinds[1:],
+            *(f"test error %, {kind}" for kind in kinds),
+        ],
+        rows,
+    )
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Draws the final losses by ρ, a panel for each scale of the loss."""
+    scales = sorted({run["scale"] for run in runs})
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(scales), sharex=True))
+    rhos = sorted({run["rho"] for run in runs})
+    for ax, scale in zip(axes, scales, strict=True):
+        for k, (kind, marker) in enumerate(zip(KINDS, MARKERS, strict=True)):
+            for run in runs:
+                if (run["kind"], run["scale"]) != (kind, scale):
+                    continue
+                x = rhos.index(run["rho"]) + 0.2 * (k - 1)
+                losses = np.asarray(run["losses"])
+                label = kind if run["rho"] == rhos[0] else None
+                grey = f"{0.3 * k:.1f}"
+                ax.plot([x, x], [losses.min(), losses.max()], "-", color=grey)
+                ax.plot(x, losses.mean(), marker, color=grey, label=label)
+        ax.set(title=f"loss × {scale:g}", xlabel="ρ", yscale="log")
+        ax.set_xticks(range(len(rhos)), [str(rho) for rho in rhos])
+        ax.grid(alpha=0.3, axis="y", which="both")
+    axes[0].set_ylabel("final training loss (nats): mean and range of the seeds")
+    axes[0].legend(title="accumulators")
+    figure.suptitle("MNIST, 784-500-300-10, with accumulators of 4, 2 and 1 bytes")
+    figure.savefig(path, dpi=120)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs all cases, prints the tables and writes the result and a picture."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.low_memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder with MNIST as IDX files, gzipped or not"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--epochs", type=int, default=6, help="(default: 6)")
+    parser.add_argument(
+        "--size", type=int, default=30_000_000, help="of the timed leaf"
+    )
+    parser.add_argument("--quick", action="store_true", help="one epoch, ρ = 0.95 only")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    options = parser.parse_args(arguments)
+    rhos, epochs = (RHOS, options.epochs) if not options.quick else ((0.95,), 1)
+
+    results: dict[str, Any] = {"seeds": options.seeds, "epochs": epochs}
+    problems = {
+        "mnist": Problem(
+            mnist.initial_parameters, mnist.loss, mnist.logits, mnist.load(options.data)
+        ),
+        "digits": digit_rows(),
+    }
+    for name, problem in problems.items():
+        its_epochs = epochs if name == "mnist" else 10 * epochs
+        results[name] = []
+        total = len(rhos) * len(KINDS) * its_epochs
+        with tqdm(total=total, unit="epoch", disable=None, desc=name) as progress:
+            for rho in rhos:
+                for kind in KINDS:
+                    results[name] += train(
+                        problem, kind, rho, SCALES, options.seeds, its_epochs, progress
+                    )
+    results["costs"] = costs(options.size, 3 if options.quick else 15)
+    results["means"] = code_means(1 << 20)
+    worst = max(abs(x) for row in results["means"] for x in list(row.values())[1:])
+    print(summary(results))
+    print(f"codes: their means are at most {worst:.1f} standard errors off")
+    print(report.describe())
+    print(f"written: {report.write(options.out, 'low_memory', results)}")
+    draw(results["mnist"], options.out / "low_memory.png")
+    print(f"picture: {options.out / 'low_memory.png'}")
+
+
+if __name__ == "__main__":
+    main()
