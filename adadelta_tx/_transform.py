@@ -184,9 +184,10 @@ def adadelta(
     Returns:
       An :class:`optax.GradientTransformationExtraArgs`. Its state has the
       structure of ``optax.adadelta``'s, two accumulators of the parameter's
-      shape a leaf; with uint8, a count and one uint16 array a leaf. Updates have the gradients' shapes, and their dtypes unless
-      weight decay or a traced learning rate of a wider dtype promote them.
-      ``update`` needs ``params``.
+      shape a leaf; with uint8, a count and one uint16 array a leaf. Updates
+      have the gradients' shapes, and their dtypes unless weight decay or a
+      traced learning rate of a wider dtype promote them. ``update`` needs
+      ``params``.
 
     Raises:
       TypeError: If a hyperparameter is not a number. In ``init`` and

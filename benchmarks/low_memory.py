@@ -327,7 +327,7 @@ def main(arguments: list[str] | None = None) -> None:
                         problem, kind, rho, SCALES, options.seeds, its_epochs, progress
                     )
     results["costs"] = costs(options.size, 3 if options.quick else 15)
-    results["means"] = code_means(1 << 20)
+    results["means"] = code_means(1 << (12 if options.quick else 20))
     worst = max(abs(x) for row in results["means"] for x in list(row.values())[1:])
     print(summary(results))
     print(f"codes: their means are at most {worst:.1f} standard errors off")

@@ -1,6 +1,8 @@
 """The package as a whole: its names, its imports, its demonstration."""
 
+import gzip
 import json
+import struct
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 import adadelta_tx
-from benchmarks import demo, faults, scale, step
+from benchmarks import _mnist, demo, faults, low_memory, scale, step
 
 
 def test_public_names():
@@ -70,6 +72,46 @@ def test_faults_benchmark(tmp_path, capsys):
     assert faults.summary(results) in capsys.readouterr().out
 
 
+def write_mnist(folder, ending):
+    """Bytes in MNIST's format: 200 images for training and 100 for the test."""
+    rng = np.random.default_rng(0)
+    for name in _mnist.FILES:
+        n = 200 if "train" in name else 100
+        shape = (n, 28, 28) if "images" in name else (n,)
+        limit = 256 if "images" in name else 10
+        array = rng.integers(limit, size=shape, dtype=np.uint8)
+        header = b"\0\0\x08" + struct.pack(f">B{len(shape)}i", len(shape), *shape)
+        data = header + array.tobytes()
+        path = folder / f"{name}-ubyte{ending}"
+        path.write_bytes(gzip.compress(data) if ending else data)
+    return array
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_low_memory_benchmark(ending, tmp_path, capsys):
+    labels = write_mnist(tmp_path, ending)
+    data = _mnist.load(tmp_path)
+    assert data.train_images.shape == (200, 784)
+    assert 0.99 < data.train_images.max() <= 1
+    np.testing.assert_array_equal(data.test_labels, labels)
+    arguments = ["--quick", "--seeds", "1", "--size", "1000"]
+    low_memory.main([*arguments, "--data", str(tmp_path), "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "low_memory.json").read_text())["results"]
+    assert {run["kind"] for run in results["mnist"]} == low_memory.KINDS.keys()
+    assert (tmp_path / "low_memory.png").stat().st_size > 10_000
+    assert low_memory.summary(results) in capsys.readouterr().out
+
+
+def test_mnist_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no train-images-idx3-ubyte or"):
+        _mnist.load(tmp_path)
+    write_mnist(tmp_path, "")
+    path = tmp_path / "train-labels-idx1-ubyte"
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="idx1-ubyte is not an IDX file"):
+        _mnist.load(tmp_path)
+
+
 def test_scale_benchmark(tmp_path, capsys):
     scale.main(["--parameters", "8000", "--rounds", "1", "--out", str(tmp_path)])
     results = json.loads((tmp_path / "scale.json").read_text())["results"]
@@ -80,6 +122,6 @@ def test_scale_benchmark(tmp_path, capsys):
         theirs = row["state_bytes"] * (1 if everywhere else row["devices"])
         assert row["optax_state_bytes"] == theirs
     assert len(results["measured"]) == 8
-    assert [kind["state"] for kind in results["kinds"][:3]] == [8, 8, 4]
+    assert [kind["state"] for kind in results["kinds"]] == [8, 8, 4, 2]
     assert (tmp_path / "scale.png").stat().st_size > 10_000
     assert scale.summary(results) in capsys.readouterr().out

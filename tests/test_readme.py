@@ -17,7 +17,7 @@ import optax
 import pytest
 
 import adadelta_tx
-from benchmarks import demo, faults, scale, stateful, step
+from benchmarks import demo, faults, low_memory, scale, stateful, step
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -53,7 +53,7 @@ def test_all_recipes_were_found():
     assert len(RECIPES) == TABLE.count("\n|") - 2
 
 
-@pytest.mark.parametrize("benchmark", [demo, step, stateful, scale, faults])
+@pytest.mark.parametrize("benchmark", [demo, step, stateful, scale, low_memory, faults])
 def test_results_are_the_committed_ones(benchmark):
     name = benchmark.__name__.rpartition(".")[2]
     document = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
