@@ -212,8 +212,7 @@ def code_means(samples: int) -> list[dict[str, Any]]:
 def summary(results: dict[str, Any]) -> str:
     """The tables."""
     parts = [
-        training(results["mnist"]),
-        training(results["digits"]),
+        *(training(results[name]) for name in ("mnist", "digits") if name in results),
         report.table(
             [
                 "accumulators",
@@ -304,28 +303,33 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--size", type=int, default=30_000_000, help="of the timed leaf"
     )
+    parser.add_argument(
+        "--costs", action="store_true", help="only bytes and times, no training"
+    )
     parser.add_argument("--quick", action="store_true", help="one epoch, ρ = 0.95 only")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
     rhos, epochs = (RHOS, options.epochs) if not options.quick else ((0.95,), 1)
 
     results: dict[str, Any] = {"seeds": options.seeds, "epochs": epochs}
-    problems = {
-        "mnist": Problem(
-            mnist.initial_parameters, mnist.loss, mnist.logits, mnist.load(options.data)
-        ),
-        "digits": digit_rows(),
-    }
-    for name, problem in problems.items():
-        its_epochs = epochs if name == "mnist" else 10 * epochs
-        results[name] = []
-        total = len(rhos) * len(KINDS) * its_epochs
-        with tqdm(total=total, unit="epoch", disable=None, desc=name) as progress:
-            for rho in rhos:
-                for kind in KINDS:
-                    results[name] += train(
+    if not options.costs:
+        data = mnist.load(options.data)
+        problems = {
+            "mnist": Problem(mnist.initial_parameters, mnist.loss, mnist.logits, data),
+            "digits": digit_rows(),
+        }
+        for name, problem in problems.items():
+            its_epochs = epochs if name == "mnist" else 10 * epochs
+            total = len(rhos) * len(KINDS) * its_epochs
+            with tqdm(total=total, unit="epoch", disable=None, desc=name) as progress:
+                results[name] = [
+                    run
+                    for rho in rhos
+                    for kind in KINDS
+                    for run in train(
                         problem, kind, rho, SCALES, options.seeds, its_epochs, progress
                     )
+                ]
     results["costs"] = costs(options.size, 3 if options.quick else 15)
     results["means"] = code_means(1 << (12 if options.quick else 20))
     worst = max(abs(x) for row in results["means"] for x in list(row.values())[1:])
@@ -333,8 +337,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"codes: their means are at most {worst:.1f} standard errors off")
     print(report.describe())
     print(f"written: {report.write(options.out, 'low_memory', results)}")
-    draw(results["mnist"], options.out / "low_memory.png")
-    print(f"picture: {options.out / 'low_memory.png'}")
+    if not options.costs:
+        draw(results["mnist"], options.out / "low_memory.png")
+        print(f"picture: {options.out / 'low_memory.png'}")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,14 @@ def test_low_memory_benchmark(ending, tmp_path, capsys):
     assert low_memory.summary(results) in capsys.readouterr().out
 
 
+def test_low_memory_costs_alone(tmp_path, capsys):
+    low_memory.main(["--costs", "--quick", "--size", "1000", "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "low_memory.json").read_text())["results"]
+    costs = {row["optimizer"]: row["state_bytes"] for row in results["costs"]}
+    assert (costs["float32"], costs["uint8"]) == (8000, 2004)
+    assert low_memory.summary(results) in capsys.readouterr().out
+
+
 def test_mnist_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="no train-images-idx3-ubyte or"):
         _mnist.load(tmp_path)
