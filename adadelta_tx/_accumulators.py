@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from adadelta_tx import _recurrence as recurrence
 
 _SUPPORTED = ("uint8", "float16", "bfloat16", "float32", "float64")
-_STOCHASTIC_FROM = 0.98  # ρ from which bfloat16 loses more by rounding to nearest
+_STOCHASTIC_FROM = 1 - 2**-8  # ρ from which bfloat16 rounded to the nearest stalls
 _ONE = np.uint32(127 << 23)  # the bits of 1 in float32
 _GROWTH = 62  # 8 bits hold E[g²] up to 2^62 ε, with room for rounding
 
@@ -149,8 +149,9 @@ def advance(
     s, d = read(stored, g.real.dtype, c.eps)
     if len(stored) == 1:
         s = recurrence.next_e_g(g, s, c)
-        codes = encode(s, recurrence.next_e_x(g, s, d, c), c.eps, _seed(name, count))
-        return (codes,), *read((codes,), g.real.dtype, c.eps)
+        d = recurrence.next_e_x(g, s, d, c)
+        codes, s, d = _coded(s, d, c.eps, stored[0], _seed(name, count))
+        return (codes,), s, d
     s, new_s = _write(recurrence.next_e_g(g, s, c), stored[0], c.rho, name)
     d, new_d = _write(
         recurrence.next_e_x(g, new_s, d, c), stored[1], c.rho, f"{name} E[Δx²]"
@@ -206,6 +207,7 @@ def _to_bfloat16(
     bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
     noise = _mixed(bits ^ seed) >> 16
     noise = jnp.where(rho < _STOCHASTIC_FROM, 1 << 15, noise)
+    noise = jnp.where(jnp.isnan(values), 0, noise)  # or some would become 0
     rounded = (bits + noise) & np.uint32(0xFFFF0000)
     return lax.bitcast_convert_type(rounded, jnp.float32).astype(jnp.bfloat16)
 
@@ -215,19 +217,34 @@ def _to_bfloat16_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]
     return _to_bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
 
 
+@jax.custom_jvp
+def _coded(
+    s: jax.Array, d: jax.Array, eps: Any, old: jax.Array, seed: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The codes, and the values that they stand for."""
+    codes = encode(s, d, eps, old, seed)
+    return codes, *read((codes,), s.dtype, eps)
+
+
+@_coded.defjvp
+def _coded_jvp(primals: Any, tangents: Any) -> Any:
+    no_tangent = np.zeros(primals[0].shape, jax.dtypes.float0)
+    return _coded(*primals), (no_tangent, *tangents[:2])
+
+
 def encode(
-    s: jax.Array, d: jax.Array, eps: recurrence.Scalar, seed: jax.Array
+    s: jax.Array, d: jax.Array, eps: Any, old: jax.Array, seed: jax.Array
 ) -> jax.Array:
-    """The codes of both values of each element.
+    """The codes of both values of each element; the ``old`` ones are for the noise.
 
     Their ratio decides the length of a step, and noise in it adds up: without a
     bias in s or d there is one in the mean of d / s, by which d grows. So d is
     first multiplied by what the rounding of s was, which has the mean 1.
     """
     exact = 1 + s * (1 / eps)
-    high = _rounded(exact, 2, _noise(s.shape, seed))
+    high = _rounded(exact, 2, _noise(old, seed))
     d = d * (_decoded(high, 2).astype(s.dtype) / exact)
-    low = _rounded(1 + d * (1 / eps), 3, _noise(s.shape, ~seed))
+    low = _rounded(1 + d * (1 / eps), 3, _noise(old, ~seed))
     # Joined by an operation of two operands, so that XLA stores the result; it would
     # repeat all of the above where the codes are read if they came from one.
     return (high << 8).astype(jnp.uint16) | low.astype(jnp.uint16)
@@ -256,15 +273,16 @@ def _seed(name: str, count: Any) -> jax.Array:
     return _mixed(np.uint32(zlib.crc32(name.encode())) ^ _mixed(number))
 
 
-def _noise(shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
+def _noise(codes: jax.Array, seed: jax.Array) -> jax.Array:
     """32 random bits for each element, other ones for another seed.
 
     They are :func:`_mixed` of the element's position. The seed goes in twice, so that
-    two of them do not give the same sequence with a shift.
+    two of them do not give the same sequence with a shift; and the old codes, which
+    tell the members of a vmap and the parts of a shard_map from each other.
     """
-    x = _position(shape) ^ seed
+    x = _position(codes.shape) ^ seed
     x = ((x ^ (x >> 16)) * np.uint32(0x7FEB352D)) ^ _mixed(seed + 1)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    x = ((x ^ codes) ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 

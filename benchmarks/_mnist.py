@@ -93,8 +93,3 @@ def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy, in nats."""
     scores = logits(params, images)
     return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
-
-
-def test_error(params: Any, data: Data) -> jax.Array:
-    """The part of the test images that are classified wrongly."""
-    return jnp.mean(logits(params, data.test_images).argmax(-1) != data.test_labels)
