@@ -1,5 +1,6 @@
 """Adadelta for JAX: the paper's recurrence, in place."""
 
+from adadelta_tx._accumulators import CodedState
 from adadelta_tx._diagnostics import effective_learning_rate
 from adadelta_tx._formats import CheckpointError
 from adadelta_tx._optimizer import Adadelta
@@ -9,6 +10,7 @@ from adadelta_tx._variables import TrainVar, Variable, clear_name_cache
 __all__ = [
     "Adadelta",
     "CheckpointError",
+    "CodedState",
     "TrainVar",
     "Variable",
     "adadelta",

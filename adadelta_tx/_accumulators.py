@@ -36,9 +36,16 @@ class CodedState(NamedTuple):
     """State of :func:`adadelta_tx.scale_by_adadelta` with 8-bit accumulators.
 
     Attributes:
-      count: Number of updates so far, an int32 scalar: the seed of the rounding.
+      count: Number of updates so far, an int32 scalar: a seed of the rounding.
       codes: A tree like the parameters of uint16 arrays with their shapes. The high
-        byte has E[g²], the low byte E[Δx²].
+        byte has the code of E[g²], the low byte that of E[Δx²].
+
+    Examples:
+      >>> import adadelta_tx
+      >>> import jax.numpy as jnp
+      >>> tx = adadelta_tx.scale_by_adadelta(accumulator_dtype=jnp.uint8)
+      >>> tx.init({"w": jnp.ones(2)}).codes
+      {'w': Array([0, 0], dtype=uint16)}
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -65,6 +72,11 @@ def parts(state: Any) -> tuple[tuple[Any, ...], Any]:
     if isinstance(state, CodedState):
         return (state.codes,), state.count
     return (state.e_g, state.e_x), None
+
+
+def suffixes(requested: DTypeLike | None) -> tuple[str, ...]:
+    """How variables are called in which an optimizer object keeps a parameter's."""
+    return ("_codes",) if requested == jnp.uint8 else ("_cache", "_delta")
 
 
 def storage_dtype(requested: DTypeLike | None, parameter_dtype: DTypeLike) -> jnp.dtype:

@@ -311,7 +311,11 @@ def _plan(
             else _widens(stored.dtype, leaf.dtype)
         )
         if not fits:
-            raise CheckpointError(f"{key} is {told(key)} in the file, and {here} here.")
+            why = " It does not say the epsilon that codes belong to."
+            raise CheckpointError(
+                f"{key} is {told(key)} in the file, and {here} here."
+                f"{why if leaf.dtype == np.uint16 and not sealed else ''}"
+            )
     arrays = reader.read([entries[key] for key in leaves])
     values = {}
     for key, leaf in leaves.items():
@@ -435,13 +439,13 @@ def _named(optimizer: Any, name: str, names: Collection[str]) -> dict[str, Any]:
         if key not in need and (len(missing) == len(need) or accumulator.match(key))
     ]
     if missing or unknown:
-        coded = [any("_codes" in key for key in keys) for keys in (missing, unknown)]
+        counts = [f"{name}.codes_count" in keys for keys in (need, names)]
         one = " Only one of the two has accumulators in uint8."
         raise CheckpointError(
             f"its variables are not those of {optimizer.name}: missing "
             f"{_some([key.removeprefix(f'{name}.') for key in missing])}; unknown "
             f"{_some([key.removeprefix(f'{name}.') for key in unknown])}."
-            f"{one if coded[0] != coded[1] else ''}"
+            f"{one if counts[0] != counts[1] else ''}"
         )
     return targets
 

@@ -35,8 +35,8 @@ def effective_learning_rate(state: optax.OptState, eps: chex.Numeric = 1e-6) -> 
 
     Returns:
       A tree like the parameters: arrays of their shapes, in the accumulators'
-      dtypes but at least float32. A leaf that no Adadelta updates is an
-      :class:`optax.MaskedNode`.
+      dtypes but at least float32, and float32 for codes. A leaf that no Adadelta
+      updates is an :class:`optax.MaskedNode`.
 
     Raises:
       ValueError: If there is no Adadelta in ``state``, if two of them have the
@@ -97,5 +97,5 @@ def _merge(left: Any, right: Any) -> Any:
 
 _SEVERAL = (
     "Several Adadeltas in this state have the same parameter or different trees of "
-    "parameters; pass the ScaleByAdaDeltaState of one of them."
+    "parameters; pass the state of one of them alone."
 )

@@ -6,7 +6,7 @@ from typing import Any
 import chex
 from jax.typing import DTypeLike
 
-from adadelta_tx._accumulators import check_requested, parts, state_of
+from adadelta_tx._accumulators import check_requested, parts, state_of, suffixes
 from adadelta_tx._checkpoint import StrPath, load_states, save_states
 from adadelta_tx._diagnostics import effective_learning_rate
 from adadelta_tx._schedules import Schedule, current_rate, make_schedule
@@ -48,8 +48,7 @@ class Adadelta:
       name: A valid identifier that no living optimizer has. ``None`` takes the
         next of ``Adadelta0``, ``Adadelta1``, …
       weight_decay: :math:`\lambda`, in [0, 1]. ``None`` means 0.
-      accumulator_dtype: Dtype of both running averages, see
-        :func:`adadelta_tx.adadelta`.
+      accumulator_dtype: As for :func:`adadelta_tx.adadelta`.
 
     Raises:
       TypeError: If ``train_vars`` is not a dict of variables, or a number is none.
@@ -85,8 +84,7 @@ class Adadelta:
         self.weight_decay = 0.0 if weight_decay is None else weight_decay
         self.rho, self.epsilon, self.weight_decay = self.numbers().values()
         self.accumulator_dtype = check_requested(accumulator_dtype)
-        coded = self.accumulator_dtype == "uint8"
-        self._suffixes = ("_codes",) if coded else ("_cache", "_delta")
+        self._suffixes = suffixes(self.accumulator_dtype)
         self.lr = make_schedule(lr)
         self.vars_to_train = Collector()
         self.implicit_vars = Collector()
@@ -94,7 +92,7 @@ class Adadelta:
         self._name = claim_name(self, name, type(self).__name__)
 
     def register_train_vars(self, train_vars: Mapping[str, Any] | None = None) -> None:
-        """Adds variables to train, each with two accumulators: zeros, or what it has.
+        """Adds variables to train, each with accumulators: zeros, or what it has.
 
         Args:
           train_vars: As for the class, with its errors; then nothing is added.
@@ -109,9 +107,8 @@ class Adadelta:
                 accumulator = variable_like(variable, values[str(key)])
                 self.implicit_vars[f"{key}{suffix}"] = accumulator
         if count is not None and new and not self.vars_to_train:
-            self.implicit_vars["codes_count"] = variable_like(
-                next(iter(new.values())), count
-            )
+            first = next(iter(new.values()))
+            self.implicit_vars["codes_count"] = variable_like(first, count)
         self.vars_to_train.update(new)
 
     register_vars = register_train_vars
@@ -155,8 +152,8 @@ class Adadelta:
     def effective_learning_rate(self) -> dict[str, Any]:
         """RMS[Δx] / RMS[g] by variable: :func:`adadelta_tx.effective_learning_rate`."""
         stored = [variable.value for variable in self._accumulators()]
-        names = list(self.vars_to_train)
-        return effective_learning_rate(state_of(names, stored), self.epsilon)
+        state = state_of([*self.vars_to_train], stored)
+        return effective_learning_rate(state, self.epsilon)
 
     def _accumulators(self) -> list[Any]:
         keys, own = self.vars_to_train, self.implicit_vars

@@ -46,9 +46,8 @@ def scale_by_adadelta(
 
     Returns:
       An :class:`optax.GradientTransformation` with an
-      :class:`optax.ScaleByAdaDeltaState`; with uint8, a ``CodedState``: a
-      ``count`` of steps, and ``codes``, a tree like the parameters of uint16
-      arrays with E[g²] in the high byte and E[Δx²] in the low one.
+      :class:`optax.ScaleByAdaDeltaState` or, with uint8, an
+      :class:`adadelta_tx.CodedState`.
 
     Raises:
       TypeError: If ``rho`` or ``eps`` is not a number. In ``init`` and
@@ -116,7 +115,8 @@ def scale_by_adadelta(
             treedef.unflatten([step[i] for step in steps])
             for i in range(1 + len(trees))
         )
-        count = None if count is None else count + 1  # and after 2^31 - 1, -2^31
+        if count is not None:
+            count = jnp.asarray(count) + 1  # after 2^31 - 1 comes -2^31
         return updates, accumulators.as_state(trees, count)
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -174,10 +174,10 @@ def adadelta(
       accumulator_dtype: Dtype of both running averages: uint8, float16,
         bfloat16, float32 or float64. ``None`` takes the parameter's, but at
         least float32, and the real one for a complex parameter. bfloat16 is
-        rounded at random for ``rho`` from 0.98 on, where to the nearest it would
-        stall; float16 wants ``eps`` of at least 1e-6. uint8 stores 8 bits each
-        of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded at random: right in the
-        mean, and within some 30 % for one element. They end at
+        rounded at random for ``rho`` from 0.996 on, where to the nearest it
+        would stall; float16 wants ``eps`` of at least 1e-6. uint8 stores 8 bits
+        each of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded at random: right in the
+        mean, while those of one element are tens of percent off. They end at
         RMS[Δx] = 65,000 √ε, and belong to one ``eps``: with another one they
         mean other numbers. A state that was restored keeps the dtype it has.
 
@@ -318,6 +318,8 @@ def _leaf_step(
             f"The gradient{_at(path)} has shape {g.shape}, but its parameter had "
             f"{stored[0].shape} in init."
         )
+    if len(stored) == 1 and stored[0].dtype != jnp.uint16:
+        raise TypeError(f"The codes{_at(path)} are {stored[0].dtype}, not uint16.")
     real = accumulators.arithmetic_dtype(dtype, stored[0].dtype)
     c = recurrence.coefficients(rho, eps, real)
     exact = g.astype(
