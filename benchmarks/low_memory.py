@@ -246,7 +246,7 @@ def training(runs: list[dict[str, Any]]) -> str:
     rows = []
     for (rho, scale), by_kind in cells.items():
         means = {kind: np.mean(by_kind[kind]["losses"]) for kind in kinds}
-        row = [f"{rho}, {scale:g}", f"{means['float32']:.4f}"]
+        row = [f"{rho}, {scale:,g}", f"{means['float32']:.4f}"]
         row += [f"{means[kind] / means['float32'] - 1:+.1%}" for kind in kinds[1:]]
         for kind in kinds:
             errors = 100 * np.asarray(by_kind[kind]["errors"])
@@ -254,7 +254,7 @@ def training(runs: list[dict[str, Any]]) -> str:
         rows.append(row)
     return report.table(
         [
-            "ρ, loss × ",
+            "ρ, loss ×",
             "loss, float32",
             *kinds[1:],
             *(f"test error %, {kind}" for kind in kinds),
@@ -280,12 +280,13 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
                 grey = f"{0.3 * k:.1f}"
                 ax.plot([x, x], [losses.min(), losses.max()], "-", color=grey)
                 ax.plot(x, losses.mean(), marker, color=grey, label=label)
-        ax.set(title=f"loss × {scale:g}", xlabel="ρ", yscale="log")
+        ax.set(title=f"loss × {scale:,g}", xlabel="ρ", ylim=(0, None))
         ax.set_xticks(range(len(rhos)), [str(rho) for rho in rhos])
-        ax.grid(alpha=0.3, axis="y", which="both")
-    axes[0].set_ylabel("final training loss (nats): mean and range of the seeds")
-    axes[0].legend(title="accumulators")
-    figure.suptitle("MNIST, 784-500-300-10, with accumulators of 4, 2 and 1 bytes")
+        ax.grid(alpha=0.3, axis="y")
+    axes[0].set_ylabel("final training loss (nats)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="accumulators", loc="outside right upper")
+    figure.suptitle("MNIST, 784-500-300-10: mean and range of the seeds")
     figure.savefig(path, dpi=120)
 
 
