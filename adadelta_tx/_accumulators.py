@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from adadelta_tx import _recurrence as recurrence
 
 _SUPPORTED = ("uint8", "float16", "bfloat16", "float32", "float64")
-_STOCHASTIC_FROM = 1 - 2**-8  # ρ from which bfloat16 rounded to the nearest stalls
+_STOCHASTIC_FROM = 0.98  # ρ from which bfloat16 loses more by rounding to nearest
 _ONE = np.uint32(127 << 23)  # the bits of 1 in float32
 _GROWTH = 62  # 8 bits hold E[g²] up to 2^62 ε, with room for rounding
 
@@ -101,9 +101,12 @@ def check_requested(accumulator_dtype: Any) -> DTypeLike | None:
         with contextlib.suppress(TypeError):
             name = jnp.dtype(accumulator_dtype).name
     if name not in _SUPPORTED:
+        traced = ""
+        if isinstance(accumulator_dtype, jax.Array):
+            traced = " Name it in the static_args of optax.inject_hyperparams."
         raise ValueError(
             f"accumulator_dtype must be None or one of {', '.join(_SUPPORTED)}; "
-            f"got {accumulator_dtype!r}."
+            f"got {accumulator_dtype!r}.{traced}"
         )
     return jnp.dtype(name)
 
@@ -164,10 +167,10 @@ def advance(
         d = recurrence.next_e_x(g, s, d, c)
         codes, s, d = _coded(s, d, c.eps, stored[0], _seed(name, count))
         return (codes,), s, d
-    s, new_s = _write(recurrence.next_e_g(g, s, c), stored[0], c.rho, name)
-    d, new_d = _write(
-        recurrence.next_e_x(g, new_s, d, c), stored[1], c.rho, f"{name} E[Δx²]"
-    )
+    still = g == 0
+    s, new_s = _write(recurrence.next_e_g(g, s, c), stored[0], c.rho, still, name)
+    d = recurrence.next_e_x(g, new_s, d, c)
+    d, new_d = _write(d, stored[1], c.rho, still, f"{name} E[Δx²]")
     return (s, d), new_s, new_d
 
 
@@ -189,7 +192,11 @@ def read(
 
 
 def _write(
-    values: jax.Array, like: jax.Array, rho: recurrence.Scalar, name: str
+    values: jax.Array,
+    like: jax.Array,
+    rho: recurrence.Scalar,
+    still: jax.Array,
+    name: str,
 ) -> tuple[jax.Array, jax.Array]:
     """Floats stored as ``like`` is, and the values to go on calculating with.
 
@@ -201,7 +208,7 @@ def _write(
     if like.dtype == jnp.bfloat16 and not (
         isinstance(rho, float) and rho < _STOCHASTIC_FROM
     ):
-        stored = _to_bfloat16(values, rho, _seed(name, 0))
+        stored = _to_bfloat16(values, rho, still, _seed(name, 0))
     else:
         stored = values.astype(like.dtype)
     return stored, stored.astype(values.dtype)
@@ -209,16 +216,17 @@ def _write(
 
 @jax.custom_jvp
 def _to_bfloat16(
-    values: jax.Array, rho: recurrence.Scalar, seed: jax.Array
+    values: jax.Array, rho: recurrence.Scalar, still: jax.Array, seed: jax.Array
 ) -> jax.Array:
     """Rounded up or down at random, from :data:`_STOCHASTIC_FROM` on.
 
     The state of floats is optax's, which counts no steps. So the noise comes from
-    the values, whose lower bits are new in each step with another gradient.
+    the values, whose lower bits are new in each step with another gradient. Without
+    one, where they stand still, the same value would be rounded alike for ever.
     """
     bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
     noise = _mixed(bits ^ seed) >> 16
-    noise = jnp.where(rho < _STOCHASTIC_FROM, 1 << 15, noise)
+    noise = jnp.where(still | (rho < _STOCHASTIC_FROM), 1 << 15, noise)
     noise = jnp.where(jnp.isnan(values), 0, noise)  # or some would become 0
     rounded = (bits + noise) & np.uint32(0xFFFF0000)
     return lax.bitcast_convert_type(rounded, jnp.float32).astype(jnp.bfloat16)

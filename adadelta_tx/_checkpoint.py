@@ -439,13 +439,16 @@ def _named(optimizer: Any, name: str, names: Collection[str]) -> dict[str, Any]:
         if key not in need and (len(missing) == len(need) or accumulator.match(key))
     ]
     if missing or unknown:
-        counts = [f"{name}.codes_count" in keys for keys in (need, names)]
-        one = " Only one of the two has accumulators in uint8."
+        ours, theirs = (f"{name}.codes_count" in keys for keys in (need, names))
+        kinds = " This optimizer has accumulators in {}, and the file has them in {}."
+        kinds = kinds.format(
+            *("uint8" if coded else "floats" for coded in (ours, theirs))
+        )
         raise CheckpointError(
             f"its variables are not those of {optimizer.name}: missing "
             f"{_some([key.removeprefix(f'{name}.') for key in missing])}; unknown "
             f"{_some([key.removeprefix(f'{name}.') for key in unknown])}."
-            f"{one if counts[0] != counts[1] else ''}"
+            f"{kinds if ours != theirs else ''}"
         )
     return targets
 

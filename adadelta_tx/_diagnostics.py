@@ -31,7 +31,7 @@ def effective_learning_rate(state: optax.OptState, eps: chex.Numeric = 1e-6) -> 
         :func:`optax.partition` or :func:`optax.masked` gave each of several
         Adadeltas its own parameters, their rates are put together.
       eps: The :math:`\epsilon` that the transformation was made with, one for all
-        that are in ``state``.
+        that are in ``state``. Codes, which are relative to it, do not need it.
 
     Returns:
       A tree like the parameters: arrays of their shapes, in the accumulators'

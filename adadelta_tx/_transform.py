@@ -154,7 +154,7 @@ def adadelta(
     accumulators have room for counts as the longest, and so does an infinite
     one: about 9e18 for float32 and bfloat16, 7e153 for float64, 128 for float16,
     2e9 √ε for uint8; half of that for the longer part of a complex number. A NaN
-    stays one; wrap
+    stays one, or in uint8 becomes the largest code after an update of NaN; wrap
     with :func:`optax.apply_if_finite` to skip such steps.
 
     Args:
@@ -174,8 +174,8 @@ def adadelta(
       accumulator_dtype: Dtype of both running averages: uint8, float16,
         bfloat16, float32 or float64. ``None`` takes the parameter's, but at
         least float32, and the real one for a complex parameter. bfloat16 is
-        rounded at random for ``rho`` from 0.996 on, where to the nearest it
-        would stall; float16 wants ``eps`` of at least 1e-6. uint8 stores 8 bits
+        rounded to the nearest, and for ``rho`` from 0.98 on at random, where the
+        gradient is not 0; float16 wants ``eps`` of at least 1e-6. uint8 stores 8 bits
         each of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded at random: right in the
         mean, while those of one element are tens of percent off. They end at
         RMS[Δx] = 65,000 √ε, and belong to one ``eps``: with another one they

@@ -456,7 +456,7 @@ WRONG = {
     "codes": (
         SHAPES,
         {"accumulator_dtype": "uint8"},
-        "Only one of the two has accumulators in uint8.",
+        "has accumulators in uint8, and the file has them in floats.",
     ),
     "none": ({}, {}, "has no variables yet"),
 }
