@@ -238,7 +238,7 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def training(runs: list[dict[str, Any]]) -> str:
-    """Mean final losses; mean and standard deviation of test errors."""
+    """Final losses and test errors: mean and standard deviation of the seeds."""
     kinds = list(KINDS)
     cells: dict[tuple[float, float], dict[str, dict[str, Any]]] = {}
     for run in runs:
@@ -246,7 +246,8 @@ def training(runs: list[dict[str, Any]]) -> str:
     rows = []
     for (rho, scale), by_kind in cells.items():
         means = {kind: np.mean(by_kind[kind]["losses"]) for kind in kinds}
-        row = [f"{rho}, {scale:,g}", f"{means['float32']:.4f}"]
+        spread = np.std(by_kind["float32"]["losses"])
+        row = [f"{rho}, {scale:,g}", f"{means['float32']:.4f} ± {spread:.4f}"]
         row += [f"{means[kind] / means['float32'] - 1:+.1%}" for kind in kinds[1:]]
         for kind in kinds:
             errors = 100 * np.asarray(by_kind[kind]["errors"])
