@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 LAYERS = (784, 500, 300, 10)
 FILES = (
@@ -87,9 +86,3 @@ def logits(params: Any, images: jax.Array) -> jax.Array:
     for layer in hidden:
         images = jnp.tanh(images @ layer["w"] + layer["b"])
     return images @ last["w"] + last["b"]
-
-
-def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy, in nats."""
-    scores = logits(params, images)
-    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()

@@ -40,11 +40,14 @@ class Problem(NamedTuple):
 
     initial: Callable[[jax.Array], Any]
     """Parameters from a key."""
-    loss: Callable[..., jax.Array]
-    """Of parameters, images and labels."""
     logits: Callable[..., jax.Array]
     """Of parameters and images."""
     data: mnist.Data
+
+    def loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """Mean cross-entropy, in nats."""
+        scores = self.logits(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
 
 def train(
@@ -57,14 +60,14 @@ def train(
     progress: Any,
 ) -> list[dict[str, Any]]:
     """Final losses and test errors of all scales and seeds, trained at once."""
-    initial, loss, logits, data = problem
+    data = problem.data
     tx = adadelta_tx.adadelta(rho=rho, eps=EPS, accumulator_dtype=KINDS[kind])
     step = report.step_of(tx)
     batches = len(data.train_images) // BATCH
 
     def member(params: Any, state: Any, scale: jax.Array, rows: jax.Array) -> Any:
         images, labels = data.train_images[rows], data.train_labels[rows]
-        grads = jax.grad(lambda p: scale * loss(p, images, labels))(params)
+        grads = jax.grad(lambda p: scale * problem.loss(p, images, labels))(params)
         return step(params, state, grads)
 
     members = jax.vmap(member, in_axes=(0, 0, 0, None))
@@ -78,13 +81,14 @@ def train(
     @jax.jit
     @jax.vmap
     def evaluate(params: Any) -> tuple[jax.Array, jax.Array]:
-        found = logits(params, data.test_images).argmax(-1)
+        found = problem.logits(params, data.test_images).argmax(-1)
         error = jnp.mean(found != data.test_labels)
-        return loss(params, data.train_images, data.train_labels), error
+        loss = problem.loss(params, data.train_images, data.train_labels)
+        return loss, error
 
     keys = jnp.tile(jax.random.split(jax.random.key(0), seeds), len(scales))
     scale = jnp.repeat(jnp.asarray(scales), seeds)
-    params = jax.vmap(initial)(keys)
+    params = jax.vmap(problem.initial)(keys)
     state = jax.vmap(tx.init)(params)
     for i in range(epochs):
         rows = jax.random.permutation(jax.random.key(i), len(data.train_images))
@@ -143,15 +147,11 @@ def digit_rows() -> Problem:
         x += jax.nn.gelu(normal(x) @ p["up"]) @ p["down"]
         return normal(x).mean(1) @ p["out"]
 
-    def loss(p: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        scores = logits(p, images)
-        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
-
     train_images, test_images, train_labels, test_labels = map(
         jnp.asarray, demo.digits()
     )
     data = mnist.Data(train_images, train_labels, test_images, test_labels)
-    return Problem(initial, loss, logits, data)
+    return Problem(initial, logits, data)
 
 
 def costs(size: int, rounds: int) -> list[dict[str, Any]]:
@@ -318,7 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.costs:
         data = mnist.load(options.data)
         problems = {
-            "mnist": Problem(mnist.initial_parameters, mnist.loss, mnist.logits, data),
+            "mnist": Problem(mnist.initial_parameters, mnist.logits, data),
             "digits": digit_rows(),
         }
         for name, problem in problems.items():

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 import adadelta_tx
 from adadelta_tx import _accumulators as accumulators
-from benchmarks import _mnist as mnist
 from benchmarks import demo, low_memory
 from benchmarks._report import step_of
 from tests import textbook
@@ -485,9 +484,8 @@ def test_gradients_through_random_rounding():
 @pytest.mark.parametrize("rho", [0.9, 0.95, 0.99, 0.999])
 def test_trains_digits_as_float32_does(rho):
     """Up to what other seeds change; benchmarks.low_memory measures it."""
-    images, test_images, labels, test_labels = map(jnp.asarray, demo.digits())
-    data = mnist.Data(images, labels, test_images, test_labels)
-    problem = low_memory.Problem(demo.initial_parameters, demo.loss, demo.logits, data)
+    data = low_memory.digit_rows().data
+    problem = low_memory.Problem(demo.initial_parameters, demo.logits, data)
     losses, errors = (
         {
             (kind, run["scale"]): np.mean(run[what])
