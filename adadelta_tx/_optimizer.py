@@ -1,6 +1,6 @@
 """Adadelta as an object that updates variables, with BrainPy's interface."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
@@ -149,11 +149,13 @@ class Adadelta:
         assign(variables, values)
         self.lr.step_call()
 
-    def effective_learning_rate(self) -> dict[str, Any]:
+    def effective_learning_rate(
+        self, percentiles: Sequence[float] | None = None
+    ) -> dict[str, Any]:
         """RMS[Δx] / RMS[g] by variable: :func:`adadelta_tx.effective_learning_rate`."""
         stored = [variable.value for variable in self._accumulators()]
         state = state_of([*self.vars_to_train], stored)
-        return effective_learning_rate(state, self.epsilon)
+        return effective_learning_rate(state, self.epsilon, percentiles=percentiles)
 
     def _accumulators(self) -> list[Any]:
         keys, own = self.vars_to_train, self.implicit_vars
@@ -243,7 +245,5 @@ class Adadelta:
         load_states(self, filename, verbose)
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(lr={self.lr!r}, epsilon={self.epsilon}, "
-            f"rho={self.rho}, name={self.name!r})"
-        )
+        shown = f"lr={self.lr!r}, epsilon={self.epsilon}, rho={self.rho}"
+        return f"{type(self).__name__}({shown}, name={self.name!r})"

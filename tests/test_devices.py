@@ -177,3 +177,19 @@ def test_stacked_layers():
         assert_same_numbers(accumulators_of(got[1]), accumulators_of(whole[1]))
     vmapped = jax.jit(jax.vmap(step_of(tx))).lower(*got, got[0]).compile()
     assert collectives(vmapped) == 0
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("x", "y"), P(None, "x"), P()])
+def test_percentiles_of_a_sharded_leaf(kind, spec):
+    """As of one on one device, and only a sample of it travels."""
+    x = np.random.default_rng(0).lognormal(-10, 3, (2, 1024, 256)).astype(np.float32)
+    placed = [jax.device_put(a, NamedSharding(mesh(kind), spec)) for a in x]
+
+    def percentiles(s, d):
+        state = optax.ScaleByAdaDeltaState({"w": s}, {"w": d})
+        return adadelta_tx.effective_learning_rate(state, percentiles=(5, 50, 95))["w"]
+
+    compiled = jax.jit(percentiles).lower(*placed).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < x[0].nbytes // 4
+    np.testing.assert_allclose(compiled(*placed), percentiles(*x), rtol=1e-6)

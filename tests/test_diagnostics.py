@@ -105,3 +105,100 @@ def test_eps_out_of_range():
     state = adadelta_tx.adadelta().init(PARAMS)
     with pytest.raises(ValueError, match="eps must be above 0 and below 1e30, got 0"):
         adadelta_tx.effective_learning_rate(state, 0)
+
+
+def adadelta_state(s, d):
+    return optax.ScaleByAdaDeltaState({"w": jnp.asarray(s)}, {"w": jnp.asarray(d)})
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (100, 100)])
+def test_percentiles_of_small_leaves(shape):
+    rng = np.random.default_rng(1)
+    s, d = rng.lognormal(-8, 3, (2, *shape)).astype(np.float32)
+    rates = adadelta_tx.effective_learning_rate(
+        adadelta_state(s, d), 1e-4, percentiles=(0, 5, 50, 95, 100)
+    )
+    exact = np.sqrt((d + 1e-4) / (s + np.float64(1e-4)))
+    assert rates["w"].dtype == jnp.float32
+    expected = np.percentile(exact, (0, 5, 50, 95, 100))
+    np.testing.assert_allclose(rates["w"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1_000_003,), (1000, 1000), (3, 3, 200, 400)])
+def test_percentiles_of_large_leaves_come_from_all_of_it(shape):
+    """Each within three standard errors of its rank, also where axes matter."""
+    rng = np.random.default_rng(2)
+    exponent = sum(
+        np.expand_dims(np.linspace(-2, 2, n), [j for j in range(len(shape)) if j != i])
+        for i, n in enumerate(shape)
+    )
+    d = (10.0 ** (exponent + rng.normal(0, 0.1, shape))).astype(np.float32)
+    state = adadelta_state(np.ones(shape, np.float32), d)
+    asked = (5, 50, 95)
+    rates = adadelta_tx.effective_learning_rate(state, 1e-9, percentiles=asked)["w"]
+    exact = np.sqrt(d.astype(np.float64))
+    for percentile, rate in zip(asked, rates, strict=True):
+        error = np.sqrt(percentile * (100 - percentile) / 10_000)
+        assert abs(100 * np.mean(exact <= rate) - percentile) < 3 * error
+
+
+def test_percentiles_are_of_the_same_elements_at_each_call():
+    d = jnp.linspace(0, 1, 50_000)
+    first, second = (
+        adadelta_tx.effective_learning_rate(
+            adadelta_state(jnp.zeros(50_000), k * d), 1e-12, percentiles=(1, 50)
+        )["w"]
+        for k in (1, 4)
+    )
+    np.testing.assert_allclose(second, 2 * first, rtol=1e-5)
+
+
+def test_percentiles_keep_the_tree():
+    tx = optax.partition(
+        {"a": adadelta_tx.adadelta(), "frozen": optax.set_to_zero()},
+        {"w": "a", "b": "frozen"},
+    )
+    params = {"w": {"x": jnp.ones((2, 3)), "empty": jnp.ones((0, 3))}, "b": [1.0, None]}
+    rates = adadelta_tx.effective_learning_rate(tx.init(params), percentiles=[50, 90])
+    chex.assert_shape([rates["w"]["x"], rates["w"]["empty"]], (2,))
+    assert jax.tree.leaves(rates["b"]) == []
+    np.testing.assert_array_equal(rates["w"]["x"], 1.0)
+    assert np.isnan(rates["w"]["empty"]).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bfloat16", None])
+def test_percentiles_are_those_of_the_rates(dtype):
+    tx = adadelta_tx.adadelta(eps=1e-3, accumulator_dtype=dtype)
+    params = {"w": jax.random.normal(jax.random.key(0), (30, 40))}
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = tx.update(params, state, params)
+    rates = adadelta_tx.effective_learning_rate(state, 1e-3)["w"]
+    asked = (5, 50, 95)
+
+    def percentiles(state):
+        return adadelta_tx.effective_learning_rate(state, 1e-3, percentiles=asked)["w"]
+
+    for function in (percentiles, jax.jit(percentiles)):
+        np.testing.assert_allclose(
+            function(state), np.percentile(rates, asked), rtol=1e-5
+        )
+
+
+def test_percentiles_of_each_member_of_a_population():
+    params = jnp.ones((4, 20_000)) * jnp.arange(1.0, 5.0)[:, None]
+    tx = adadelta_tx.adadelta()
+    state = jax.vmap(tx.init)(params)
+    _, state = jax.vmap(tx.update)(params, state, params)
+    rates = jax.vmap(
+        lambda s: adadelta_tx.effective_learning_rate(s, percentiles=(50,))
+    )(state)
+    every = jax.vmap(adadelta_tx.effective_learning_rate)(state)
+    np.testing.assert_allclose(rates, every[:, :1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [50, (50, 101), (-1,), (float("nan"),), [(5, 50)]])
+def test_percentiles_out_of_range(wrong):
+    state = adadelta_tx.adadelta().init(PARAMS)
+    with pytest.raises(ValueError, match=r"percentiles must be a sequence of numbers"):
+        adadelta_tx.effective_learning_rate(state, percentiles=wrong)

@@ -298,6 +298,9 @@ def test_effective_learning_rate():
     *_, (_, s, d) = textbook.adadelta(GRADS[:3], 0.95, 1e-3)
     np.testing.assert_allclose(rates["w"], np.sqrt((d + 1e-3) / (s + 1e-3)), rtol=1e-5)
     assert rates.keys() == {"w", "b"}
+    percentiles = opt.effective_learning_rate((5, 50, 95))
+    expected = np.percentile(rates["w"], (5, 50, 95))
+    np.testing.assert_allclose(percentiles["w"], expected, rtol=1e-6)
 
 
 def test_lr_is_set_without_a_compilation():
