@@ -15,15 +15,17 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: .venv/bench
-	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.stateful
+# QUICK=1 takes less than a minute.
+bench: .venv/peers
+	$(BIN)/python -m benchmarks.step $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.training $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.stateful $(if $(QUICK),--quick)
 
 clean:
 	rm -rf .venv dist results .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/bench .venv/test: .venv/%: pyproject.toml | .venv/bin/python
+.venv/bench .venv/peers .venv/test: .venv/%: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 

@@ -151,12 +151,12 @@ def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
 
 
 def advance(
-    stored: Stored, g: jax.Array, c: recurrence.Coefficients, name: str, count: Any
+    stored: Stored, g: jax.Array, c: recurrence.Coefficients, salt: Any, count: Any
 ) -> tuple[Stored, jax.Array, jax.Array]:
     """The accumulators after the gradient ``g``: stored, and their values.
 
-    The parameter's name and the count of steps, if the state has one, are what the
-    noise of rounding comes from.
+    The parameter's :func:`salt` and the count of steps, if the state has one, are what
+    the noise of rounding comes from.
 
     The values are the stored ones: what is calculated from them alone lets an
     accumulator overwrite the old one without a copy.
@@ -165,12 +165,12 @@ def advance(
     if len(stored) == 1:
         s = recurrence.next_e_g(g, s, c)
         d = recurrence.next_e_x(g, s, d, c)
-        codes, s, d = _coded(s, d, c.eps, stored[0], _seed(name, count))
+        codes, s, d = _coded(s, d, c.eps, stored[0], _seed(salt[0], count))
         return (codes,), s, d
     still = g == 0
-    s, new_s = _write(recurrence.next_e_g(g, s, c), stored[0], c.rho, still, name)
+    s, new_s = _write(recurrence.next_e_g(g, s, c), stored[0], c.rho, still, salt[0])
     d = recurrence.next_e_x(g, new_s, d, c)
-    d, new_d = _write(d, stored[1], c.rho, still, f"{name} E[Δx²]")
+    d, new_d = _write(d, stored[1], c.rho, still, salt[1])
     return (s, d), new_s, new_d
 
 
@@ -196,7 +196,7 @@ def _write(
     like: jax.Array,
     rho: recurrence.Scalar,
     still: jax.Array,
-    name: str,
+    salt: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Floats stored as ``like`` is, and the values to go on calculating with.
 
@@ -208,7 +208,7 @@ def _write(
     if like.dtype == jnp.bfloat16 and not (
         isinstance(rho, float) and rho < _STOCHASTIC_FROM
     ):
-        stored = _to_bfloat16(values, rho, still, _seed(name, 0))
+        stored = _to_bfloat16(values, rho, still, _seed(salt, 0))
     else:
         stored = values.astype(like.dtype)
     return stored, stored.astype(values.dtype)
@@ -287,10 +287,14 @@ def _decoded(code: jax.Array, mantissa_bits: int) -> jax.Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _seed(name: str, count: Any) -> jax.Array:
-    """What tells the noise of this parameter and step from that of all others."""
-    number = jnp.asarray(count).astype(jnp.uint32)
-    return _mixed(np.uint32(zlib.crc32(name.encode())) ^ _mixed(number))
+def salt(name: str) -> np.ndarray:
+    """What tells the noise in a parameter's two accumulators from all other noise."""
+    names = name, f"{name} E[Δx²]"
+    return np.array([zlib.crc32(x.encode()) for x in names], np.uint32)
+
+
+def _seed(salt: jax.Array, count: Any) -> jax.Array:
+    return _mixed(salt ^ _mixed(jnp.asarray(count).astype(jnp.uint32)))
 
 
 def _noise(codes: jax.Array, seed: jax.Array) -> jax.Array:

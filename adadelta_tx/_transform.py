@@ -311,7 +311,7 @@ def _leaf_step(
     """The update and what is stored of one leaf; without a gradient, no change."""
     if g is None:
         return None, *stored
-    dtype = _inexact_dtype(path, g, "gradient")
+    _inexact_dtype(path, g, "gradient")  # or a TypeError
     g, stored = jnp.asarray(g), tuple(map(jnp.asarray, stored))
     if g.shape != stored[0].shape:
         raise ValueError(
@@ -320,15 +320,27 @@ def _leaf_step(
         )
     if len(stored) == 1 and stored[0].dtype != jnp.uint16:
         raise TypeError(f"The codes{_at(path)} are {stored[0].dtype}, not uint16.")
-    real = accumulators.arithmetic_dtype(dtype, stored[0].dtype)
+    # Inside of a transformation, leaves of one shape are traced once.
+    fixed = isinstance(rho, float) and isinstance(eps, float)
+    step = _traced_once if isinstance(g, Tracer) and fixed else _arithmetic
+    return step(g, stored, accumulators.salt(keystr(path)), count, rho, eps)
+
+
+def _arithmetic(
+    g: jax.Array, stored: accumulators.Stored, salt: Any, count: Any, rho: Any, eps: Any
+) -> tuple[jax.Array, ...]:
+    real = accumulators.arithmetic_dtype(g.dtype, stored[0].dtype)
     c = recurrence.coefficients(rho, eps, real)
     exact = g.astype(
         jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(g) else real
     )
     exact = recurrence.bounded(exact, accumulators.largest_gradient(stored, c.eps))
-    stored, s, d = accumulators.advance(stored, exact, c, keystr(path), count)
+    stored, s, d = accumulators.advance(stored, exact, c, salt, count)
     u = recurrence.update(exact, s, d, c)
     return u.astype(g.dtype), *stored
+
+
+_traced_once = jax.jit(_arithmetic, static_argnums=(4, 5))
 
 
 def _inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:

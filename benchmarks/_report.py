@@ -6,15 +6,15 @@ import platform
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from tqdm import tqdm
 
 RESULTS = Path("results")
 """Where results go by default; README's are in benchmarks/results."""
@@ -40,42 +40,90 @@ def step_of(tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
     return step
 
 
-def compiled_step(tx: optax.GradientTransformation, size: int) -> jax.stages.Compiled:
-    """A step for a float32 leaf of that size; all but the gradient donated."""
-    leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
-    step = jax.jit(step_of(tx), donate_argnums=(0, 1))
-    return step.lower(leaf, jax.eval_shape(tx.init, leaf), leaf).compile()
+class Peer(NamedTuple):
+    """Something to time, step by step."""
+
+    step: Callable[[], Any]
+    """Returns when the step is done."""
+    params: Callable[[], Sequence[Any]]
+    """What it has trained."""
+    before: Callable[[], Any] = lambda: None
+    """What has to be done before each step, and is not timed."""
+    temporary_bytes: int | None = None
+    total_bytes: int | None = None
+
+
+def jax_peer(
+    update: Callable[[Any, Any, Any], tuple[Any, Any]],
+    params: Any,
+    state: Any,
+    inputs: Any,
+    donate_inputs: bool = False,
+) -> Peer:
+    """A compiled ``update(params, state, inputs)``, the first two donated."""
+    argnums = (0, 1, 2) if donate_inputs else (0, 1)
+    step = jax.jit(update, donate_argnums=argnums)
+    with warnings.catch_warnings():  # four arrays are given for three
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        compiled = step.lower(params, state, inputs).compile()
+    carry = jax.tree.map(jnp.array, (params, state))
+    given = inputs
+
+    def before() -> None:
+        nonlocal given
+        if donate_inputs:
+            given = jax.block_until_ready(jax.tree.map(jnp.array, inputs))
+
+    def one() -> None:
+        nonlocal carry
+        carry = jax.block_until_ready(step(*carry, given))
+
+    return Peer(
+        one,
+        lambda: jax.tree.leaves(carry[0]),
+        before,
+        temporary_bytes(compiled),
+        total_bytes(compiled),
+    )
 
 
 def interleaved(
-    steps: Mapping[str, Callable[..., Any]],
-    carries: Mapping[str, Any],
-    grads: Any,
-    rounds: int,
+    peers: Mapping[str, Peer], rounds: int, progress: Any
 ) -> dict[str, list[float]]:
     """Seconds of ``2 * rounds`` steps of each, three in a row and the first dropped.
 
-    That first one finds the caches as another optimizer left them. The carries,
-    parameters and state by optimizer, are donated.
+    That first one finds the caches as another peer left them.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    carries = dict(carries)
-    for _ in tqdm(range(rounds), unit="round", disable=None):
-        for name, step in steps.items():
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in range(rounds):
+        for name, peer in peers.items():
             for repetition in range(3):
+                peer.before()
                 start = time.perf_counter()
-                carries[name] = jax.block_until_ready(step(*carries[name], grads))
+                peer.step()
                 if repetition:
                     seconds[name].append(time.perf_counter() - start)
+        progress.update()
     return seconds
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:
     """What a compiled program allocates beside its arguments and results."""
+    return _memory(compiled).temp_size_in_bytes
+
+
+def total_bytes(compiled: jax.stages.Compiled) -> int:
+    """Arguments, results and temporaries of a compiled program, donated ones once."""
+    memory = _memory(compiled)
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+
+
+def _memory(compiled: jax.stages.Compiled) -> Any:
     memory = compiled.memory_analysis()
     if memory is None:
         raise RuntimeError("This backend does not say how much memory a program takes.")
-    return memory.temp_size_in_bytes
+    return memory
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:

@@ -156,7 +156,7 @@ def digit_rows() -> Problem:
 
 def costs(size: int, rounds: int) -> list[dict[str, Any]]:
     """Bytes, temporaries and the time of a step, beside optax.adadelta."""
-    peers = {
+    transformations = {
         "float32": adadelta_tx.adadelta(),
         "bfloat16, rho 0.95": adadelta_tx.adadelta(accumulator_dtype=jnp.bfloat16),
         "bfloat16, rho 0.99": adadelta_tx.adadelta(
@@ -165,24 +165,23 @@ def costs(size: int, rounds: int) -> list[dict[str, Any]]:
         "uint8": adadelta_tx.adadelta(accumulator_dtype=jnp.uint8),
         "optax.adadelta(1.0, 0.95)": optax.adadelta(1.0, 0.95),
     }
-    steps = {name: report.compiled_step(tx, size) for name, tx in peers.items()}
-    states = {name: tx.init(jnp.zeros(size)) for name, tx in peers.items()}
-    state_bytes = {
-        name: sum(x.nbytes for x in jax.tree.leaves(state))
-        for name, state in states.items()
-    }
-    trained = {name: (jnp.zeros(size), state) for name, state in states.items()}
     grads = jax.random.normal(jax.random.key(0), (size,))
-    seconds = report.interleaved(steps, trained, grads, rounds)
+    states = {name: tx.init(jnp.zeros(size)) for name, tx in transformations.items()}
+    peers = {
+        name: report.jax_peer(report.step_of(tx), jnp.zeros(size), states[name], grads)
+        for name, tx in transformations.items()
+    }
+    with tqdm(total=rounds, unit="round", disable=None) as progress:
+        seconds = report.interleaved(peers, rounds, progress)
     return [
         {
             "optimizer": name,
             "parameters": size,
-            "state_bytes": state_bytes[name],
-            "temporary_bytes": report.temporary_bytes(step),
+            "state_bytes": sum(x.nbytes for x in jax.tree.leaves(states[name])),
+            "temporary_bytes": peer.temporary_bytes,
             **report.milliseconds(seconds[name]),
         }
-        for name, step in steps.items()
+        for name, peer in peers.items()
     ]
 
 

@@ -126,8 +126,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--variables", type=int, default=40, help="of 64 x 64")
     parser.add_argument("--rounds", type=int, default=100, help="of two updates")
     parser.add_argument("--epochs", type=int, default=8, help="of the training run")
+    parser.add_argument("--quick", action="store_true", help="few rounds and epochs")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.epochs = 10, 2
 
     times = eager_times(options.variables, options.rounds)
     results = {

@@ -130,7 +130,7 @@ def test_noise_does_not_repeat():
     n, seeds = 4096, {}
     for name in ("['a']", "['b']"):
         for count in (0, 1, 2, 1000, 2**31 - 1, -1):
-            seed = accumulators._seed(name, jnp.int32(count))
+            seed = accumulators._seed(accumulators.salt(name)[0], jnp.int32(count))
             seeds[name, count, "s"], seeds[name, count, "d"] = seed, ~seed
     noise = {
         k: np.asarray(accumulators._noise(jnp.zeros(n, jnp.uint16), v))
@@ -444,7 +444,7 @@ def test_bfloat16_averages_are_rounded_independently():
     errors = []
     for name in ("E[g²]", "E[Δx²]"):
         rounded = accumulators._to_bfloat16(
-            g, 0.999, False, accumulators._seed(name, 0)
+            g, 0.999, False, accumulators._seed(accumulators.salt(name)[0], 0)
         )
         errors.append(np.asarray((rounded.astype(float) - g) / g))
     assert abs(np.corrcoef(errors)[0, 1]) < 0.1

@@ -6,11 +6,23 @@ import struct
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import adadelta_tx
-from benchmarks import _mnist, demo, faults, low_memory, scale, step
+from benchmarks import (
+    _mnist,
+    demo,
+    faults,
+    low_memory,
+    scale,
+    step,
+    training,
+    zeiler2012,
+    zeiler2012_choices,
+)
 
 
 def test_public_names():
@@ -55,12 +67,45 @@ def test_demo_fails_loudly(tmp_path, monkeypatch):
         demo.main(["--epochs", "1", "--out", str(tmp_path)])
 
 
-def test_step_benchmark(tmp_path):
-    step.main(["--size", "100000", "--rounds", "1", "--out", str(tmp_path)])
+def test_step_benchmark(tmp_path, capsys):
+    peers = ["optax", "BrainPy", "bm.jit"]  # no torch and Keras in the test extra
+    step.main(["--quick", "--peers", *peers, "--out", str(tmp_path)])
     document = json.loads((tmp_path / "step.json").read_text())
     assert {"command", "jax", "machine"} <= document.keys()
-    ours, theirs = document["results"]
-    assert ours["temporary_bytes"] == 0 < theirs["temporary_bytes"]
+    results = document["results"]
+    rows = {(row["peer"], step.label(row)): row for row in results["steps"]}
+    names = {step.OURS, *peers, step.LIMIT}
+    cases = {"10,000", "1,000,000", "2,000,000 in 100"}
+    assert rows.keys() == {(name, case) for name in names for case in cases}
+    for case in cases:
+        ours, theirs = (
+            rows[name, case]["temporary_bytes"] for name in (step.OURS, step.OPTAX)
+        )
+        assert ours == 0 < theirs
+    assert (tmp_path / "step.png").stat().st_size > 10_000
+    assert step.summary(results) in capsys.readouterr().out
+
+
+def test_step_benchmark_finds_a_peer_that_is_wrong(tmp_path, monkeypatch):
+    wrong = step.optax_peer(optax.adadelta(1.0, 0.9))
+    monkeypatch.setitem(step.PEERS, step.OPTAX, wrong)
+    with pytest.raises(AssertionError, match="optax"):
+        step.main(["--quick", "--peers", "optax", "--out", str(tmp_path)])
+    assert not (tmp_path / "step.json").exists()
+
+
+def test_training_benchmark(tmp_path, capsys):
+    training.main(["--quick", "--small", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "training.json").read_text())["results"]
+    cells = training.by_model(rows)
+    assert cells.keys() == training.MODELS.keys()
+    for optimizers in cells.values():
+        assert optimizers.keys() == training.OPTIMIZERS.keys()
+        sgd = optimizers["no optimizer (SGD)"]
+        state = optimizers["adadelta_tx"]["total_bytes"] - sgd["total_bytes"]
+        assert state >= 8 * sgd["parameters"]
+    assert (tmp_path / "training.png").stat().st_size > 10_000
+    assert training.summary(rows) in capsys.readouterr().out
 
 
 def test_faults_benchmark(tmp_path, capsys):
@@ -108,6 +153,74 @@ def test_low_memory_costs_alone(tmp_path, capsys):
     costs = {row["optimizer"]: row["state_bytes"] for row in results["costs"]}
     assert (costs["float32"], costs["uint8"]) == (8000, 2004)
     assert low_memory.summary(results) in capsys.readouterr().out
+
+
+def test_zeiler2012_benchmark(tmp_path, capsys):
+    write_mnist(tmp_path, "")
+    zeiler2012.main(["--quick", "--data", str(tmp_path), "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "zeiler2012.json").read_text())["results"]
+    cells = [
+        tuple(cell.get(k) for k in ("method", "ρ", "ε")) for cell in results["cells"]
+    ]
+    assert len(set(cells)) == 3 * 5 + 3 * 4
+    assert ("ADADELTA", 0.95, 1e-6) in cells
+    errors = np.array([cell["errors"] for cell in results["cells"]])
+    assert errors.shape == (27, 1, 1)  # seeds and epochs
+    assert errors.min() > 50  # of noise there is nothing to learn
+    for picture in ("errors", "steps"):
+        assert (tmp_path / f"zeiler2012_{picture}.png").stat().st_size > 10_000
+    assert zeiler2012.summary(results) in capsys.readouterr().out
+    assert zeiler2012.summary(results) in (tmp_path / "zeiler2012.md").read_text()
+
+
+def test_zeiler2012_choices_benchmark(tmp_path, capsys, monkeypatch):
+    write_mnist(tmp_path, ".gz")
+    weights, images = zeiler2012.CHOSEN
+    for name, chosen in (("INITIALISERS", weights), ("SCALINGS", images)):
+        there = getattr(zeiler2012, name)
+        monkeypatch.setattr(zeiler2012, name, {chosen: there[chosen]})
+    folder = str(tmp_path)
+    zeiler2012_choices.main(["--epochs", "1", "--data", folder, "--out", folder])
+    file = tmp_path / "zeiler2012_choices.json"
+    (row,) = json.loads(file.read_text())["results"]
+    assert (row["weights"], row["images"]) == zeiler2012.CHOSEN
+    assert len(row["cells"]) == 12
+    assert zeiler2012_choices.summary([row]) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", zeiler2012.METHODS)
+def test_zeiler2012_methods_are_those_of_the_paper(method):
+    """Its section 3 and Algorithm 1, in NumPy float64."""
+    grads = np.random.default_rng(0).normal(size=20)
+    h = {"ρ": 0.9, "ε": 0.1}
+    x = moved = squares = d = 0.0
+    for g in grads:
+        squares = 0.9 * squares + 0.1 * g**2 if method == "ADADELTA" else squares + g**2
+        if method == "ADADELTA":
+            moved = -g * np.sqrt((d + 0.1) / (squares + 0.1))
+            d = 0.9 * d + 0.1 * moved**2
+        else:
+            moved = {
+                "SGD": -0.1 * g,
+                "Momentum": 0.9 * moved - 0.1 * g,
+                "ADAGRAD": -0.1 * g / np.sqrt(squares),
+            }[method]
+        x += moved
+    tx = zeiler2012.METHODS[method].make(h)
+    params = jnp.zeros(())
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update(jnp.float32(g), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, x, rtol=1e-5)
+
+
+def test_zeiler2012_images_are_scaled_by_the_training_set():
+    data = _mnist.Data(*(jnp.array(x) for x in ([[0.0, 2], [4, 2]], 0, [[4.0, 4]], 0)))
+    data = zeiler2012.scaled(data, zeiler2012.CHOSEN[1])
+    deviation = np.std([0, 2, 4, 2])
+    np.testing.assert_allclose(data.train_images * deviation, [[-2, 0], [2, 0]])
+    np.testing.assert_allclose(data.test_images * deviation, [[2, 2]], rtol=1e-6)
 
 
 def test_mnist_that_is_not_there(tmp_path):

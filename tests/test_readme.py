@@ -17,7 +17,17 @@ import optax
 import pytest
 
 import adadelta_tx
-from benchmarks import demo, faults, low_memory, scale, stateful, step
+from benchmarks import (
+    demo,
+    faults,
+    low_memory,
+    scale,
+    stateful,
+    step,
+    training,
+    zeiler2012,
+    zeiler2012_choices,
+)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -53,13 +63,32 @@ def test_all_recipes_were_found():
     assert len(RECIPES) == TABLE.count("\n|") - 2
 
 
-@pytest.mark.parametrize("benchmark", [demo, step, stateful, scale, low_memory, faults])
+BENCHMARKS = [
+    demo,
+    faults,
+    low_memory,
+    scale,
+    stateful,
+    step,
+    training,
+    zeiler2012,
+    zeiler2012_choices,
+]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_results_are_the_committed_ones(benchmark):
     name = benchmark.__name__.rpartition(".")[2]
     document = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
     command = document["command"].replace(" --data DIR", "")
     assert command == f"python -m benchmarks.{name} --out benchmarks/results"
     assert benchmark.summary(document["results"]) in README
+
+
+def test_what_a_look_inside_costs():
+    path = ROOT / "benchmarks/results/zeiler2012.json"
+    results = json.loads(path.read_text())["results"]
+    assert zeiler2012.look_cost(results) in README.replace("\n", " ")
 
 
 def test_defaults_of_others():

@@ -1,0 +1,271 @@
+"""Times whole training steps: the same model with each optimizer.
+
+A step is the loss's gradient, the update and the new parameters, in one compiled call;
+parameters and state are donated, float32. Only the optimizer differs. In each round,
+each takes three steps, of which the last two are timed. The table shows medians, and
+the bytes that the compiled program takes in all: arguments, results and temporaries.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import adadelta_tx
+from benchmarks import _report as report
+
+OPTIMIZERS = {
+    "adadelta_tx": adadelta_tx.adadelta(1.0, 0.95, 1e-6),
+    "adadelta_tx, bfloat16 state": adadelta_tx.adadelta(
+        1.0, 0.95, 1e-6, accumulator_dtype=jnp.bfloat16
+    ),
+    "adadelta_tx, 8-bit state": adadelta_tx.adadelta(
+        1.0, 0.95, 1e-6, accumulator_dtype=jnp.uint8
+    ),
+    "optax": optax.adadelta(1.0, 0.95, 1e-6),
+    "no optimizer (SGD)": optax.sgd(1e-3),
+}
+OURS, OPTAX = "adadelta_tx", "optax"
+
+
+class Model(NamedTuple):
+    """What is trained."""
+
+    description: str
+    shapes: dict[str, tuple[int, ...]]
+    loss: Callable[[Any, Any], jax.Array]
+    batch: dict[str, np.ndarray]
+
+
+def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Its mean, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+
+
+def mlp(width: int, batch: int) -> Model:
+    """Two hidden layers on images of 28 x 28."""
+    shapes = {
+        "w1": (784, width),
+        "b1": (width,),
+        "w2": (width, width),
+        "b2": (width,),
+        "w3": (width, 10),
+        "b3": (10,),
+    }
+
+    def loss(p: Any, batch: Any) -> jax.Array:
+        x = jax.nn.relu(batch["images"] @ p["w1"] + p["b1"])
+        x = jax.nn.relu(x @ p["w2"] + p["b2"])
+        return cross_entropy(x @ p["w3"] + p["b3"], batch["labels"])
+
+    rng = np.random.default_rng(0)
+    images = rng.random((batch, 784), np.float32)
+    labels = rng.integers(10, size=batch)
+    description = f"784-{width}-{width}-10, {batch} images"
+    return Model(description, shapes, loss, {"images": images, "labels": labels})
+
+
+def embedding(words: int, width: int, batch: int) -> Model:
+    """The mean of 8 words' vectors tells the next one of 1000 classes."""
+    shapes = {"table": (words, width), "out": (width, 1000)}
+
+    def loss(p: Any, batch: Any) -> jax.Array:
+        return cross_entropy(
+            p["table"][batch["words"]].mean(1) @ p["out"], batch["labels"]
+        )
+
+    rng = np.random.default_rng(0)
+    found = rng.integers(words, size=(batch, 8))
+    labels = rng.integers(1000, size=batch)
+    description = f"{words:,} × {width}, {batch} examples of 8 words"
+    return Model(description, shapes, loss, {"words": found, "labels": labels})
+
+
+def transformer(layers: int, width: int, length: int, batch: int) -> Model:
+    """A causal language model of 1000 words, its layers one after the other."""
+    heads, words = 4, 1000
+    shapes = {"embed": (words, width), "position": (length, width)}
+    for i in range(layers):
+        shapes |= {
+            f"qkv{i}": (width, 3, heads, width // heads),
+            f"join{i}": (width, width),
+            f"up{i}": (width, 4 * width),
+            f"down{i}": (4 * width, width),
+        }
+
+    def normal(x: jax.Array) -> jax.Array:
+        return jax.nn.standardize(x, epsilon=1e-5)
+
+    def loss(p: Any, batch: Any) -> jax.Array:
+        x = p["embed"][batch["words"]] + p["position"]
+        for i in range(layers):
+            q, k, v = jnp.einsum("bte,eahd->abthd", normal(x), p[f"qkv{i}"])
+            seen = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+            x += seen.reshape(x.shape) @ p[f"join{i}"]
+            x += jax.nn.gelu(normal(x) @ p[f"up{i}"]) @ p[f"down{i}"]
+        return cross_entropy(normal(x) @ p["embed"].T, batch["next"])
+
+    rng = np.random.default_rng(0)
+    text = rng.integers(words, size=(batch, length + 1))
+    description = f"{layers} layers of {width}, {batch} × {length} words"
+    batches = {"words": text[:, :-1], "next": text[:, 1:]}
+    return Model(description, shapes, loss, batches)
+
+
+MODELS = {
+    "MLP": mlp(2048, 32),
+    "embedding": embedding(50_000, 128, 32),
+    "transformer": transformer(4, 256, 64, 8),
+}
+SMALL = {
+    "MLP": mlp(64, 8),
+    "embedding": embedding(1000, 16, 8),
+    "transformer": transformer(1, 32, 16, 2),
+}
+
+
+def training_step(
+    loss: Callable[[Any, Any], jax.Array], tx: optax.GradientTransformation
+) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """What a training loop compiles."""
+    step = report.step_of(tx)
+    return lambda params, state, batch: step(
+        params, state, jax.grad(loss)(params, batch)
+    )
+
+
+def measure(
+    name: str, model: Model, rounds: int, progress: Any
+) -> list[dict[str, Any]]:
+    """One row an optimizer."""
+    progress.set_description(name)
+    keys = jax.random.split(jax.random.key(0), len(model.shapes))
+    params = {
+        name: jax.random.normal(key, shape) / math.sqrt(math.prod(shape[:1]))
+        for key, (name, shape) in zip(keys, model.shapes.items(), strict=True)
+    }
+    batch = jax.tree.map(jnp.asarray, model.batch)
+    peers = {
+        name: report.jax_peer(
+            training_step(model.loss, tx), params, tx.init(params), batch
+        )
+        for name, tx in OPTIMIZERS.items()
+    }
+    for _ in range(2):
+        for peer in peers.values():
+            peer.step()
+    for ours, theirs in zip(peers[OURS].params(), peers[OPTAX].params(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+    seconds = report.interleaved(peers, rounds, progress)
+    return [
+        {
+            "model": name,
+            "description": model.description,
+            "parameters": sum(math.prod(shape) for shape in model.shapes.values()),
+            "optimizer": optimizer,
+            **report.milliseconds(seconds[optimizer]),
+            "total_bytes": peer.total_bytes,
+        }
+        for optimizer, peer in peers.items()
+    ]
+
+
+def by_model(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rows by model, then by optimizer."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["model"], {})[row["optimizer"]] = row
+    return found
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """One row a model and optimizer."""
+    lines = []
+    for model, cells in by_model(rows).items():
+        for optimizer, row in cells.items():
+            less = cells[OPTAX]["total_bytes"] - row["total_bytes"]
+            lines.append(
+                [
+                    model,
+                    optimizer,
+                    f"{row['median_ms']:.2f}",
+                    f"{row['fastest_ms']:.2f} to {row['slowest_ms']:.2f}",
+                    f"{cells[OPTAX]['median_ms'] / row['median_ms']:.2f}",
+                    f"{row['total_bytes']:,}",
+                    f"{less / row['parameters']:.1f}",
+                ]
+            )
+    return report.table(
+        [
+            "model",
+            "optimizer",
+            "step, ms",
+            "range ms",
+            "times as fast as optax",
+            "bytes in all",
+            "less than optax, bytes a parameter",
+        ],
+        lines,
+    )
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws bars: the time of a step, a panel a model."""
+    models = by_model(rows)
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for axes, (model, cells) in zip(
+        figure.subplots(1, len(models), sharey=True), models.items(), strict=True
+    ):
+        medians = [row["median_ms"] for row in cells.values()]
+        bars = axes.barh(list(cells), medians, color=["black", *["0.6"] * 4])
+        axes.bar_label(bars, fmt="%.1f", padding=3)
+        row = cells[OURS]
+        axes.set(
+            title=f"{model}, {row['parameters'] / 1e6:.1f} M parameters\n"
+            f"{row['description']}",
+            xlabel="milliseconds a training step",
+            xlim=(0, 1.15 * max(medians)),
+        )
+        axes.title.set_fontsize(10)
+    figure.axes[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the measurements, prints a table, writes the result and a picture."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=50, help="(default: 50)")
+    parser.add_argument("--quick", action="store_true", help="5 rounds")
+    parser.add_argument("--small", action="store_true", help="small models, for a test")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    options = parser.parse_args(arguments)
+    models = SMALL if options.small else MODELS
+    rounds = 5 if options.quick else options.rounds
+
+    with tqdm(total=rounds * len(models), unit="round", disable=None) as progress:
+        rows = [
+            row
+            for name, model in models.items()
+            for row in measure(name, model, rounds, progress)
+        ]
+    print(summary(rows))
+    print(report.describe())
+    print(f"written: {report.write(options.out, 'training', rows)}")
+    draw(rows, options.out / "training.png")
+    print(f"picture: {options.out / 'training.png'}")
+
+
+if __name__ == "__main__":
+    main()

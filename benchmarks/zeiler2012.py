@@ -1,0 +1,444 @@
+"""Trains what Zeiler (2012, arXiv:1212.5701) trained, beside the figures of the paper.
+
+Tables 1 and 2 of its section 4: MNIST, a network 784-500-300-10 of tanh units with a
+softmax, batches of 100, 6 epochs; SGD, Momentum, ADAGRAD and ADADELTA, each cell from
+several seeds. A seed is of the initial weights and of the order of the images. Then
+one run of ADADELTA is looked into every 10 batches, as in Figure 2.
+
+The paper does not say how it initialised the network or scaled the images:
+benchmarks.zeiler2012_choices tells which ways come nearest to its Table 2.
+"""
+
+import argparse
+import functools
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import adadelta_tx
+from benchmarks import _mnist as mnist
+from benchmarks import _report as report
+
+BATCH = 100
+CHUNK = 100
+"""Batches between two signs of progress."""
+LOOK = 10
+"""Batches between two looks into a run."""
+PERCENTILES = (5, 50, 95)
+
+
+class Method(NamedTuple):
+    """A table's column: how to make it, and what the paper says of it."""
+
+    make: Callable[..., optax.GradientTransformation]
+    cells: dict[tuple[tuple[str, float], ...], float]
+    """The paper's test error in per cent, by hyperparameters."""
+
+
+def by_rate(*errors: float) -> dict[tuple[tuple[str, float], ...], float]:
+    """A column of Table 1. What the paper calls ε there is the learning rate."""
+    rates = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+    return {(("ε", x),): error for x, error in zip(rates, errors, strict=True)}
+
+
+def by_rho_and_eps(
+    table: dict[float, tuple[float, ...]],
+) -> dict[tuple[tuple[str, float], ...], float]:
+    """Table 2, its columns given."""
+    return {
+        (("ρ", rho), ("ε", eps)): error
+        for rho, errors in table.items()
+        for eps, error in zip((1e-2, 1e-4, 1e-6, 1e-8), errors, strict=True)
+    }
+
+
+ADADELTA = "ADADELTA"
+METHODS = {
+    "SGD": Method(lambda h: optax.sgd(h["ε"]), by_rate(2.26, 2.51, 7.02, 17.01, 58.10)),
+    "Momentum": Method(
+        lambda h: optax.sgd(h["ε"], momentum=0.9),
+        by_rate(89.68, 2.03, 2.68, 6.98, 16.98),
+    ),
+    "ADAGRAD": Method(
+        lambda h: optax.adagrad(h["ε"], initial_accumulator_value=0.0, eps=1e-30),
+        by_rate(43.76, 2.82, 1.79, 5.21, 12.59),
+    ),
+    ADADELTA: Method(
+        lambda h: adadelta_tx.adadelta(rho=h["ρ"], eps=h["ε"]),
+        by_rho_and_eps(
+            {
+                0.9: (2.59, 2.05, 1.90, 2.29),
+                0.95: (2.58, 1.99, 1.83, 2.13),
+                0.99: (2.32, 2.28, 2.05, 2.00),
+            }
+        ),
+    ),
+}
+LOOKED_INTO = (("ρ", 0.95), ("ε", 1e-6))
+STYLES = (("-", "o", "0.6"), ("--", "s", "0.6"), (":", "^", "0.35"), ("-", "D", "0.0"))
+SMOOTHED = 10
+"""Looks that one point of Figure 2's updates is the mean of."""
+
+INITIALISERS = {
+    "N(0, 1/fan-in)": jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
+    "U(±1/√fan-in)": jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "Glorot uniform": jax.nn.initializers.glorot_uniform(),
+    "N(0, 0.01²)": jax.nn.initializers.normal(0.01),
+}
+"""Of weights; biases are 0."""
+
+SCALINGS = {
+    "[0, 1]": lambda x, of: x,
+    "mean and deviation of all": lambda x, of: (x - of.mean()) / of.std(),
+    "mean of each pixel, deviation of all": lambda x, of: (x - of.mean(0)) / of.std(),
+}
+"""Of images ``x``, by those ``of`` the training set."""
+
+CHOSEN = "Glorot uniform", "mean of each pixel, deviation of all"
+
+
+def initial_parameters(initialiser: str, key: jax.Array) -> list[dict[str, jax.Array]]:
+    """A layer's weights ``w`` and biases ``b``, for each layer."""
+    keys = jax.random.split(key, len(mnist.LAYERS) - 1)
+    return [
+        {"w": INITIALISERS[initialiser](k, shape), "b": jnp.zeros(shape[1])}
+        for k, shape in zip(keys, itertools.pairwise(mnist.LAYERS), strict=True)
+    ]
+
+
+def scaled(data: mnist.Data, scaling: str) -> mnist.Data:
+    """The data, the images scaled."""
+    train_images, test_images = (
+        SCALINGS[scaling](x, data.train_images)
+        for x in (data.train_images, data.test_images)
+    )
+    return data._replace(train_images=train_images, test_images=test_images)
+
+
+def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy of a batch, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(
+        mnist.logits(params, images), labels
+    ).mean()
+
+
+def order(seed: int, epoch: int, images: int) -> jax.Array:
+    """The rows of each batch of an epoch, of shape ``(batches, BATCH)``."""
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    batches = images // BATCH
+    rows = jax.random.permutation(key, images)[: batches * BATCH]
+    return rows.reshape(batches, BATCH)
+
+
+def step_of(
+    make: Callable[..., optax.GradientTransformation],
+) -> Callable[..., tuple[Any, Any]]:
+    """A step on a batch, as a function of hyperparameters too."""
+
+    def step(
+        h: dict[str, Any], params: Any, state: Any, images: Any, labels: Any
+    ) -> tuple[Any, Any]:
+        grads = jax.grad(loss)(params, images, labels)
+        return report.step_of(make(h))(params, state, grads)
+
+    return step
+
+
+def train(
+    name: str,
+    initialiser: str,
+    data: mnist.Data,
+    seeds: int,
+    epochs: int,
+    progress: Any,
+) -> list[dict[str, Any]]:
+    """All cells of a method, which train together.
+
+    Returns:
+      For each cell, what it is, the paper's figure, and in per cent the test
+      errors of each seed after each epoch.
+    """
+    method = METHODS[name]
+    names = [name for name, _ in next(iter(method.cells))]
+    hyperparameters = {
+        name: jnp.asarray([dict(cell)[name] for cell in method.cells]) for name in names
+    }
+    cells = jax.vmap(step_of(method.make), in_axes=(0, 0, 0, None, None))
+    cells_and_seeds = jax.vmap(cells, in_axes=(None, 0, 0, 0, 0))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def run(params: Any, state: Any, rows: jax.Array) -> tuple[Any, Any]:
+        def body(carry: Any, rows: jax.Array) -> tuple[Any, None]:
+            batch = data.train_images[rows], data.train_labels[rows]
+            return cells_and_seeds(hyperparameters, *carry, *batch), None
+
+        return jax.lax.scan(body, (params, state), rows)[0]
+
+    @jax.jit
+    def errors(params: Any) -> jax.Array:
+        def error(params: Any) -> jax.Array:
+            found = mnist.logits(params, data.test_images).argmax(-1)
+            return 100 * jnp.mean(found != data.test_labels)
+
+        return jax.lax.map(jax.vmap(error), params)
+
+    def start(h: dict[str, Any], key: jax.Array) -> tuple[Any, Any]:
+        params = initial_parameters(initialiser, key)
+        return params, method.make(h).init(params)
+
+    starts = jax.vmap(jax.vmap(start, in_axes=(0, None)), in_axes=(None, 0))
+    params, state = starts(
+        hyperparameters, jnp.stack([jax.random.key(seed) for seed in range(seeds)])
+    )
+    found = []
+    for epoch in range(epochs):
+        images = len(data.train_images)
+        rows = jnp.stack([order(seed, epoch, images) for seed in range(seeds)], 1)
+        for i in range(0, len(rows), CHUNK):
+            chunk = rows[i : i + CHUNK]
+            params, state = jax.block_until_ready(run(params, state, chunk))
+            progress.update(len(chunk) * seeds * len(method.cells))
+        found.append(np.asarray(errors(params)))
+    by_cell = np.stack(found, -1).swapaxes(0, 1).tolist()
+    return [
+        {"method": name, **dict(cell), "paper": paper, "errors": its}
+        for (cell, paper), its in zip(method.cells.items(), by_cell, strict=True)
+    ]
+
+
+def look(data: mnist.Data, epochs: int, progress: Any) -> dict[str, Any]:
+    """What one run of ADADELTA, of seed 0, looks like from inside.
+
+    Returns:
+      The batches after which it was looked at and, for each, by layer, the
+      percentiles of the weights' effective learning rates and the RMS of their
+      updates. And what a look costs, beside 100 steps.
+    """
+    hyperparameters = dict(LOOKED_INTO)
+    method = METHODS[ADADELTA]
+    rates_of = functools.partial(
+        adadelta_tx.effective_learning_rate,
+        eps=hyperparameters["ε"],
+        percentiles=PERCENTILES,
+    )
+
+    def step(carry: Any, rows: jax.Array) -> tuple[Any, Any]:
+        batch = data.train_images[rows], data.train_labels[rows]
+        new = step_of(method.make)(hyperparameters, *carry, *batch)
+        return new, jax.tree.map(jnp.subtract, new[0], carry[0])
+
+    @jax.jit
+    def steps(carry: Any, rows: jax.Array) -> Any:
+        return jax.lax.scan(lambda c, r: (step(c, r)[0], None), carry, rows)[0]
+
+    @jax.jit
+    def until_look(carry: Any, rows: jax.Array) -> tuple[Any, Any]:
+        carry, updates = step(steps(carry, rows[:-1]), rows[-1])
+        rates = [layer["w"] for layer in rates_of(carry[1])]
+        return carry, (rates, [jnp.sqrt(jnp.mean(u["w"] ** 2)) for u in updates])
+
+    params = initial_parameters(CHOSEN[0], jax.random.key(0))
+    carry = params, method.make(hyperparameters).init(params)
+    rows = jnp.concatenate([order(0, i, len(data.train_images)) for i in range(epochs)])
+    looks = max(len(rows) // LOOK, 1)
+    blocks = rows[: looks * LOOK].reshape(looks, -1, BATCH)
+    seen = []
+    for block in blocks:
+        carry, found = jax.block_until_ready(until_look(carry, block))
+        seen.append(found)
+        progress.update(len(block))
+    rates, updates = jax.tree.map(lambda *x: np.stack(x).tolist(), *seen)
+    return {
+        "batches": [LOOK * (i + 1) for i in range(len(updates[0]))],
+        "rates": rates,
+        "updates": updates,
+        "look_ms": median_ms(rates_of, carry[1]),
+        "100_steps_ms": median_ms(steps, carry, jnp.tile(rows[0], (100, 1))),
+    }
+
+
+def median_ms(function: Callable[..., Any], *arguments: Any) -> float:
+    """The median of 5 calls, after one that compiles."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return report.milliseconds(times)["median_ms"]
+
+
+def final(cell: dict[str, Any]) -> list[float]:
+    """The test errors of a cell's seeds after the last epoch."""
+    return [epochs[-1] for epochs in cell["errors"]]
+
+
+def summary(results: dict[str, Any]) -> str:
+    """One row a cell: mean and spread of the seeds, and how far the paper is."""
+    rows = []
+    for cell in results["cells"]:
+        errors = final(cell)
+        difference = statistics.mean(errors) - cell["paper"]
+        row = [
+            cell["method"],
+            *(f"{cell[name]:g}" if name in cell else "" for name in ("ρ", "ε")),
+            f"{statistics.mean(errors):.2f}",
+            f"{cell['paper']:.2f}",
+            f"{difference:+.2f}",
+            "",
+        ]
+        if len(set(errors)) > 1:
+            spread = statistics.stdev(errors)
+            row[3] += f" ± {spread:.2f}"
+            row[6] = f"{difference / spread:+.1f}"
+        rows.append(row)
+    header = ["method", "ρ", "ε", "test error, %", "paper", "difference", "in spreads"]
+    return report.table(header, rows)
+
+
+def look_cost(results: dict[str, Any]) -> str:
+    """What README says of it."""
+    look_ms, steps_ms = (results["look"][key] for key in ("look_ms", "100_steps_ms"))
+    return f"{look_ms:.1f} ms, and 100 training steps take {steps_ms:.0f} ms"
+
+
+def from_the_paper(cells: list[dict[str, Any]]) -> float:
+    """The root mean square of the cells' differences, in per cent."""
+    differences = [statistics.mean(final(cell)) - cell["paper"] for cell in cells]
+    return math.sqrt(statistics.mean(x**2 for x in differences))
+
+
+def draw_errors(results: dict[str, Any], path: Path) -> None:
+    """Figure 1: the test error by epoch, each method at its best cell."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for i, method in enumerate(METHODS):
+        line, marker, grey = STYLES[i]
+        best = min(
+            (cell for cell in results["cells"] if cell["method"] == method),
+            key=lambda cell: sum(final(cell)),
+        )
+        errors = np.asarray(best["errors"])
+        means = errors.mean(0)
+        epochs = np.arange(1, len(means) + 1)
+        numbers = ", ".join(f"{k} = {best[k]:g}" for k in ("ρ", "ε") if k in best)
+        axes.errorbar(
+            epochs + 0.04 * (i - 1.5),
+            means,
+            (means - errors.min(0), errors.max(0) - means),
+            linestyle=line,
+            marker=marker,
+            color=grey,
+            capsize=2,
+            label=f"{method}, {numbers}",
+        )
+        axes.set_xticks(epochs)
+    axes.set(
+        title=f"MNIST, best cells: mean and range of {results['seeds']} seeds",
+        xlabel="epoch",
+        ylabel="test error (%)",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def draw_steps(results: dict[str, Any], path: Path) -> None:
+    """Figure 2: step sizes and updates of each layer, by batch."""
+    seen = results["look"]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    layers = list(zip(("-", "--", ":"), ("0.0", "0.5", "0.3"), strict=True))
+    for i, (line, grey) in enumerate(layers):
+        label = f"layer {i + 1} ({mnist.LAYERS[i]} × {mnist.LAYERS[i + 1]})"
+        low, median, high = np.asarray(seen["rates"][i]).T
+        left.fill_between(seen["batches"], low, high, color=grey, alpha=0.15)
+        left.plot(seen["batches"], median, line, color=grey, label=label)
+        squares = np.asarray(seen["updates"][i]) ** 2
+        window = min(SMOOTHED, len(squares))
+        smooth = np.sqrt(np.convolve(squares, np.ones(window) / window, "valid"))
+        right.plot(seen["batches"][window - 1 :], smooth, line, color=grey, label=label)
+    left.set(
+        title="Step sizes: median, 5th and 95th percentile",
+        ylabel="RMS[Δx] / RMS[g] of the weights",
+        ylim=(0, None),
+    )
+    right.set(
+        title=f"Updates of the last {LOOK * SMOOTHED} batches",
+        ylabel="root mean square of the weights' Δx",
+        yscale="log",
+    )
+    for axes in (left, right):
+        axes.set(xlabel=f"batches of {BATCH} images")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    numbers = ", ".join(f"{name} = {value:g}" for name, value in LOOKED_INTO)
+    figure.suptitle(f"ADADELTA, {numbers}, on MNIST: a look every {LOOK} batches")
+    figure.savefig(path, dpi=150)
+
+
+def progress_bar(steps: int) -> tqdm:
+    """One that tells the time left."""
+    return tqdm(total=steps, unit="step", unit_scale=True, disable=None)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains all cells, prints the table and writes results and pictures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.zeiler2012",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder with MNIST as IDX files, gzipped or not"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    options = parser.parse_args(arguments)
+    seeds, epochs = (1, 1) if options.quick else (options.seeds, 6)
+
+    data = scaled(mnist.load(options.data), CHOSEN[1])
+    batches = epochs * (len(data.train_images) // BATCH)
+    runs = 1 + seeds * sum(len(method.cells) for method in METHODS.values())
+    results: dict[str, Any] = {"seeds": seeds, "epochs": epochs, "cells": []}
+    start = time.perf_counter()
+    with progress_bar(batches * runs) as progress:
+        for name in METHODS:
+            progress.set_description(name)
+            results["cells"] += train(name, CHOSEN[0], data, seeds, epochs, progress)
+        progress.set_description("a look inside")
+        results["look"] = look(data, epochs, progress)
+    results["minutes"] = (time.perf_counter() - start) / 60
+    distance = from_the_paper([c for c in results["cells"] if c["method"] == ADADELTA])
+    text = f"""{summary(results)}
+
+{seeds} seeds, {epochs} epochs, {results["minutes"]:.1f} minutes.
+Weights: {CHOSEN[0]}. Images: {CHOSEN[1]}.
+Root mean square of the differences from Table 2: {distance:.2f}.
+A look inside takes {look_cost(results)}.
+{report.describe()}
+"""
+    print(text)
+    path = report.write(options.out, "zeiler2012", results)
+    path.with_suffix(".md").write_text(text)
+    print(f"written: {path} and {path.with_suffix('.md')}")
+    for name, draw in (("errors", draw_errors), ("steps", draw_steps)):
+        picture = options.out / f"zeiler2012_{name}.png"
+        draw(results, picture)
+        print(f"picture: {picture}")
+
+
+if __name__ == "__main__":
+    main()
