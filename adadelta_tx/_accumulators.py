@@ -31,6 +31,9 @@ _GROWTH = 62  # 8 bits hold E[g²] up to 2^62 ε, with room for rounding
 Stored = tuple[jax.Array, ...]
 """E[g²] and E[Δx²] of one parameter, or the codes of both."""
 
+Salt = tuple[Any, Any]
+"""A number for the noise in each of the two, or None where there is none."""
+
 
 class CodedState(NamedTuple):
     """State of :func:`adadelta_tx.scale_by_adadelta` with 8-bit accumulators.
@@ -151,25 +154,31 @@ def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
 
 
 def advance(
-    stored: Stored, g: jax.Array, c: recurrence.Coefficients, salt: Any, count: Any
+    stored: Stored,
+    share: jax.Array,
+    still: jax.Array,
+    c: recurrence.Coefficients,
+    salt: Salt,
+    count: Any,
 ) -> tuple[Stored, jax.Array, jax.Array]:
-    """The accumulators after the gradient ``g``: stored, and their values.
+    """The accumulators after a gradient with that share: stored, and their values.
 
-    The parameter's :func:`salt` and the count of steps, if the state has one, are what
-    the noise of rounding comes from.
+    Where the gradient is 0, it is ``still``. The parameter's :func:`salt` and the
+    count of steps, if the state has one, are what the noise of rounding comes from.
 
     The values are the stored ones: what is calculated from them alone lets an
     accumulator overwrite the old one without a copy.
     """
-    s, d = read(stored, g.real.dtype, c.eps)
+    s, d = read(stored, share.dtype, c.eps)
     if len(stored) == 1:
-        s = recurrence.next_e_g(g, s, c)
-        d = recurrence.next_e_x(g, s, d, c)
+        s = recurrence.next_e_g(share, s, c)
+        d = recurrence.next_e_x(share, s, d, c)
         codes, s, d = _coded(s, d, c.eps, stored[0], _seed(salt[0], count))
         return (codes,), s, d
-    still = g == 0
-    s, new_s = _write(recurrence.next_e_g(g, s, c), stored[0], c.rho, still, salt[0])
-    d = recurrence.next_e_x(g, new_s, d, c)
+    s, new_s = _write(
+        recurrence.next_e_g(share, s, c), stored[0], c.rho, still, salt[0]
+    )
+    d = recurrence.next_e_x(share, new_s, d, c)
     d, new_d = _write(d, stored[1], c.rho, still, salt[1])
     return (s, d), new_s, new_d
 
@@ -196,7 +205,7 @@ def _write(
     like: jax.Array,
     rho: recurrence.Scalar,
     still: jax.Array,
-    salt: jax.Array,
+    salt: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Floats stored as ``like`` is, and the values to go on calculating with.
 
@@ -287,13 +296,16 @@ def _decoded(code: jax.Array, mantissa_bits: int) -> jax.Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def salt(name: str) -> np.ndarray:
-    """What tells the noise in a parameter's two accumulators from all other noise."""
-    names = name, f"{name} E[Δx²]"
-    return np.array([zlib.crc32(x.encode()) for x in names], np.uint32)
+def salt(path: Any, stored: Stored) -> Salt:
+    """What tells the noise in a parameter's accumulators from that of all others."""
+    if stored[0].dtype not in (jnp.uint16, jnp.bfloat16):
+        return None, None
+    name = jax.tree_util.keystr(path)
+    s, d = (np.uint32(zlib.crc32(x.encode())) for x in (name, f"{name} E[Δx²]"))
+    return s, d
 
 
-def _seed(salt: jax.Array, count: Any) -> jax.Array:
+def _seed(salt: Any, count: Any) -> jax.Array:
     return _mixed(salt ^ _mixed(jnp.asarray(count).astype(jnp.uint32)))
 
 

@@ -69,24 +69,38 @@ def bounded(g: jax.Array, bound: Scalar) -> jax.Array:
         longer = jnp.maximum(jnp.abs(real), jnp.abs(imag))
         shrink = bound / 2 / jnp.maximum(longer, bound / 2)
         return lax.complex(real * shrink, imag * shrink)
-    return jnp.clip(g, -bound, bound)
+    bound = jnp.asarray(bound, g.dtype)
+    return lax.clamp(-bound, g, bound)
 
 
-def next_e_g(g: jax.Array, s: jax.Array, c: Coefficients) -> jax.Array:
-    """E[g²] after the gradient ``g``."""
-    return c.rho * s + _new_share(g, c)
+def new_share(g: jax.Array, c: Coefficients) -> jax.Array:
+    """(1 − ρ) g², which all three equations read."""
+    # (1 − ρ) (g g), not ((1 − ρ) g) g: the latter is a product of two arrays, which
+    # XLA stores; this it repeats in each pass.
+    if jnp.iscomplexobj(g):
+        return c.one_minus_rho * (jnp.square(g.real) + jnp.square(g.imag))
+    return c.one_minus_rho * jnp.square(g)
 
 
-def next_e_x(g: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
-    """E[Δx²] after the gradient ``g``, given the new ``s`` and the old ``d``."""
+def next_e_g(share: jax.Array, s: jax.Array, c: Coefficients) -> jax.Array:
+    """E[g²] after a gradient with that :func:`new_share`."""
+    return c.rho * s + share
+
+
+def next_e_x(
+    share: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients
+) -> jax.Array:
+    """E[Δx²] after that gradient, given the new ``s`` and the old ``d``."""
     # The quotient is at most 1, so the product cannot overflow.
-    return c.rho_d * d + _new_share(g, c) / (s + c.eps) * (d + c.eps)
+    return c.rho_d * d + share / (s + c.eps) * (d + c.eps)
 
 
-def update(g: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
+def update(
+    g: jax.Array, share: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients
+) -> jax.Array:
     """``u``, the update before its learning rate, given the new ``s`` and ``d``."""
     numerator = d + c.rho_d * c.eps
-    denominator = c.rho_d * (s + c.eps) + _new_share(g, c)
+    denominator = c.rho_d * (s + c.eps) + share
     # Two roots: the quotient of a small d and a huge s underflows in float32.
     return g * (jnp.sqrt(numerator) / jnp.sqrt(denominator))
 
@@ -94,14 +108,6 @@ def update(g: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Arr
 def rms_ratio(s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
     """RMS[Δx] / RMS[g], where RMS[·] = √(E[·²] + ε)."""
     return jnp.sqrt(d + c.eps) / jnp.sqrt(s + c.eps)
-
-
-def _new_share(g: jax.Array, c: Coefficients) -> jax.Array:
-    # (1 − ρ) (g g), not ((1 − ρ) g) g: the latter is a product of two arrays,
-    # which XLA stores because all three equations read it.
-    if jnp.iscomplexobj(g):
-        return c.one_minus_rho * (jnp.square(g.real) + jnp.square(g.imag))
-    return c.one_minus_rho * jnp.square(g)
 
 
 def _in_dtype(x: Scalar, dtype: jnp.dtype) -> Scalar:

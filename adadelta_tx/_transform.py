@@ -323,11 +323,17 @@ def _leaf_step(
     # Inside of a transformation, leaves of one shape are traced once.
     fixed = isinstance(rho, float) and isinstance(eps, float)
     step = _traced_once if isinstance(g, Tracer) and fixed else _arithmetic
-    return step(g, stored, accumulators.salt(keystr(path)), count, rho, eps)
+    salt = accumulators.salt(path, stored)
+    return step(g, stored, salt, count, rho, eps)
 
 
 def _arithmetic(
-    g: jax.Array, stored: accumulators.Stored, salt: Any, count: Any, rho: Any, eps: Any
+    g: jax.Array,
+    stored: accumulators.Stored,
+    salt: accumulators.Salt,
+    count: Any,
+    rho: Any,
+    eps: Any,
 ) -> tuple[jax.Array, ...]:
     real = accumulators.arithmetic_dtype(g.dtype, stored[0].dtype)
     c = recurrence.coefficients(rho, eps, real)
@@ -335,8 +341,9 @@ def _arithmetic(
         jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(g) else real
     )
     exact = recurrence.bounded(exact, accumulators.largest_gradient(stored, c.eps))
-    stored, s, d = accumulators.advance(stored, exact, c, salt, count)
-    u = recurrence.update(exact, s, d, c)
+    share = recurrence.new_share(exact, c)
+    stored, s, d = accumulators.advance(stored, share, exact == 0, c, salt, count)
+    u = recurrence.update(exact, share, s, d, c)
     return u.astype(g.dtype), *stored
 
 

@@ -101,8 +101,8 @@ def test_training_benchmark(tmp_path, capsys):
     assert cells.keys() == training.MODELS.keys()
     for optimizers in cells.values():
         assert optimizers.keys() == training.OPTIMIZERS.keys()
-        sgd = optimizers["no optimizer (SGD)"]
-        state = optimizers["adadelta_tx"]["total_bytes"] - sgd["total_bytes"]
+        sgd = optimizers[training.SGD]
+        state = optimizers[training.OURS]["total_bytes"] - sgd["total_bytes"]
         assert state >= 8 * sgd["parameters"]
     assert (tmp_path / "training.png").stat().st_size > 10_000
     assert training.summary(rows) in capsys.readouterr().out
