@@ -155,11 +155,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
+def command(name: str) -> str:
+    """How this run of a benchmark was started."""
+    return " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+
+
 def write(folder: Path, name: str, results: Any) -> Path:
     """Writes results as JSON, with the command and the environment."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    arguments = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    document = {"command": arguments, **environment(), "results": results}
+    document = {"command": command(name), **environment(), "results": results}
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path

@@ -424,11 +424,12 @@ def main(arguments: list[str] | None = None) -> None:
     distance = from_the_paper([c for c in results["cells"] if c["method"] == ADADELTA])
     text = f"""{summary(results)}
 
-{seeds} seeds, {epochs} epochs, {results["minutes"]:.1f} minutes.
-Weights: {CHOSEN[0]}. Images: {CHOSEN[1]}.
-Root mean square of the differences from Table 2: {distance:.2f}.
-A look inside takes {look_cost(results)}.
+{report.command("zeiler2012")}
 {report.describe()}
+Seeds 0 to {seeds - 1}, {epochs} epochs, {results["minutes"]:.1f} minutes.
+Weights: {CHOSEN[0]}. Images: {CHOSEN[1]}.
+Root mean square of the differences from Table 2: {distance:.2f} %.
+A look inside takes {look_cost(results)}.
 """
     print(text)
     path = report.write(options.out, "zeiler2012", results)
