@@ -25,7 +25,7 @@ def effective_learning_rate(
     *,
     percentiles: Sequence[float] | None = None,
 ) -> Any:
-    r"""The factor between gradient and update, element by element.
+    r"""About the factor between gradient and update, element by element.
 
     .. math::
 
@@ -33,8 +33,9 @@ def effective_learning_rate(
         = \sqrt{\frac{E[\Delta x^2] + \epsilon}{E[g^2] + \epsilon}}
 
     It is what a learning rate is to plain gradient descent, one for each element
-    of each parameter (Zeiler 2012, section 4.2). It does not include the global
-    ``learning_rate``.
+    of each parameter (Zeiler 2012, section 4.2), by the averages as they are after
+    the last step. It does not include the global ``learning_rate``. It is 1 at first
+    and wherever gradients and steps are small against :math:`\sqrt{\epsilon}`.
 
     Args:
       state: A state of :func:`adadelta_tx.adadelta`,
@@ -42,13 +43,15 @@ def effective_learning_rate(
         anywhere inside the state of a chain or a wrapper. Where
         :func:`optax.partition` or :func:`optax.masked` gave each of several
         Adadeltas its own parameters, their rates are put together.
-      eps: The :math:`\epsilon` that the transformation was made with, one for all
-        that are in ``state``. Codes, which are relative to it, do not need it.
+      eps: The :math:`\epsilon` that the transformation was made with; another one
+        gives other rates. It is one for all that are in ``state``: of several with
+        different ones, pass the state of each alone. Codes do not need it.
       percentiles: Numbers from 0 to 100. With them, each leaf is summed up by these
         percentiles of its rates: ``(5, 50, 95)`` for the median and the range of
         nine tenths of them. Of a leaf of more than 10,000 elements they are those
         of 10,000 drawn at random, the same ones at each call, which is right to
-        about one percentile and cheap enough to log every 100 steps.
+        about one percentile and cheap enough to log every 100 steps. With a NaN
+        among them, all are NaN.
 
     Returns:
       A tree like the parameters: arrays of their shapes, or of shape
@@ -86,7 +89,8 @@ def effective_learning_rate(
     if not found:
         raise ValueError(
             "There is no Adadelta in this state: nothing in it is a state of "
-            "scale_by_adadelta. Pass what init or update returned."
+            "scale_by_adadelta. Pass what init or update returned; an Adadelta object "
+            "has a method of this name."
         )
 
     def rate(*stored: jax.Array) -> jax.Array:
@@ -127,8 +131,11 @@ def _sample(x: jax.Array) -> jax.Array:
 
 
 def _checked(percentiles: Sequence[float]) -> np.ndarray:
-    asked = np.asarray(percentiles, np.float32)
-    if asked.ndim != 1 or not np.all((asked >= 0) & (asked <= 100)):
+    try:
+        asked = np.asarray(percentiles, np.float32)
+    except (TypeError, ValueError):
+        asked = np.array(np.nan)
+    if asked.ndim != 1 or not asked.size or not np.all((asked >= 0) & (asked <= 100)):
         raise ValueError(
             f"percentiles must be a sequence of numbers in [0, 100], got {percentiles}."
         )

@@ -152,7 +152,7 @@ class Adadelta:
     def effective_learning_rate(
         self, percentiles: Sequence[float] | None = None
     ) -> dict[str, Any]:
-        """RMS[Δx] / RMS[g] by variable: :func:`adadelta_tx.effective_learning_rate`."""
+        """By variable, what :func:`adadelta_tx.effective_learning_rate` returns."""
         stored = [variable.value for variable in self._accumulators()]
         state = state_of([*self.vars_to_train], stored)
         return effective_learning_rate(state, self.epsilon, percentiles=percentiles)

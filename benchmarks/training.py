@@ -234,7 +234,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             title=f"{model}, {row['parameters'] / 1e6:.1f} M parameters\n"
             f"{row['description']}",
             xlabel="milliseconds a training step",
-            xlim=(0, 1.15 * max(medians)),
+            xlim=(0, 1.25 * max(medians)),
         )
         axes.title.set_fontsize(10)
     figure.axes[0].invert_yaxis()

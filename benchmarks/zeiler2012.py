@@ -370,12 +370,12 @@ def draw_steps(results: dict[str, Any], path: Path) -> None:
         smooth = np.sqrt(np.convolve(squares, np.ones(window) / window, "valid"))
         right.plot(seen["batches"][window - 1 :], smooth, line, color=grey, label=label)
     left.set(
-        title="Step sizes: median, 5th and 95th percentile",
+        title="Effective learning rate: median, 5th and 95th percentile",
         ylabel="RMS[Δx] / RMS[g] of the weights",
         ylim=(0, None),
     )
     right.set(
-        title=f"Updates of the last {LOOK * SMOOTHED} batches",
+        title=f"Length of the steps, over {LOOK * SMOOTHED} batches",
         ylabel="root mean square of the weights' Δx",
         yscale="log",
     )
@@ -401,12 +401,16 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--data", type=Path, help="folder with MNIST as IDX files, gzipped or not"
+        "--data",
+        type=Path,
+        help="folder with MNIST as IDX files, gzipped or not; scikit-learn's without",
     )
     parser.add_argument("--seeds", type=int, default=5, help="(default: 5)")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error("--seeds must be at least 1.")
     seeds, epochs = (1, 1) if options.quick else (options.seeds, 6)
 
     data = scaled(mnist.load(options.data), CHOSEN[1])
@@ -426,7 +430,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 {report.command("zeiler2012")}
 {report.describe()}
-Seeds 0 to {seeds - 1}, {epochs} epochs, {results["minutes"]:.1f} minutes.
+Seeds 0 to {seeds - 1}; epochs: {epochs}, the paper's 6; {results["minutes"]:.1f} minutes.
+ε is the learning rate but for ADADELTA. In spreads: of the seeds' standard deviation.
 Weights: {CHOSEN[0]}. Images: {CHOSEN[1]}.
 Root mean square of the differences from Table 2: {distance:.2f} %.
 A look inside takes {look_cost(results)}.

@@ -197,7 +197,10 @@ def test_percentiles_of_each_member_of_a_population():
     np.testing.assert_allclose(rates, every[:, :1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [50, (50, 101), (-1,), (float("nan"),), [(5, 50)]])
+@pytest.mark.parametrize(
+    "wrong",
+    [50, (50, 101), (-1,), (float("nan"),), [(5, 50)], (), "abc", {5, 50}],
+)
 def test_percentiles_out_of_range(wrong):
     state = adadelta_tx.adadelta().init(PARAMS)
     with pytest.raises(ValueError, match=r"percentiles must be a sequence of numbers"):
