@@ -430,7 +430,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 {report.command("zeiler2012")}
 {report.describe()}
-Seeds 0 to {seeds - 1}; epochs: {epochs}, the paper's 6; {results["minutes"]:.1f} minutes.
+Seeds 0 to {seeds - 1}; {epochs} epochs, the paper has 6; {results["minutes"]:.1f} min.
 ε is the learning rate but for ADADELTA. In spreads: of the seeds' standard deviation.
 Weights: {CHOSEN[0]}. Images: {CHOSEN[1]}.
 Root mean square of the differences from Table 2: {distance:.2f} %.
