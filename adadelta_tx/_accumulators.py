@@ -298,7 +298,7 @@ def _decoded(code: jax.Array, mantissa_bits: int) -> jax.Array:
 
 def salt(path: Any, stored: Stored) -> Salt:
     """What tells the noise in a parameter's accumulators from that of all others."""
-    if stored[0].dtype not in (jnp.uint16, jnp.bfloat16):
+    if not any(x.dtype in (jnp.uint16, jnp.bfloat16) for x in stored):
         return None, None
     name = jax.tree_util.keystr(path)
     s, d = (np.uint32(zlib.crc32(x.encode())) for x in (name, f"{name} E[Δx²]"))

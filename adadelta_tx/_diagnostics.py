@@ -132,14 +132,14 @@ def _sample(x: jax.Array) -> jax.Array:
 
 def _checked(percentiles: Sequence[float]) -> np.ndarray:
     try:
-        asked = np.asarray(percentiles, np.float32)
+        asked = np.asarray(percentiles, np.float64)
     except (TypeError, ValueError):
         asked = np.array(np.nan)
     if asked.ndim != 1 or not asked.size or not np.all((asked >= 0) & (asked <= 100)):
         raise ValueError(
             f"percentiles must be a sequence of numbers in [0, 100], got {percentiles}."
         )
-    return asked
+    return asked.astype(np.float32)
 
 
 def _is_masked(node: Any) -> bool:

@@ -1,5 +1,6 @@
 """Adadelta as optax gradient transformations: init and update over pytrees."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -71,6 +72,11 @@ def scale_by_adadelta(
     rho = number("rho", rho, *BELOW_1)
     eps = number("eps", eps, *POSITIVE)
     requested_dtype = accumulators.check_requested(accumulator_dtype)
+    plain = functools.partial(_arithmetic, rho, eps)
+    # Leaves of one shape are traced once. What is compiled outside of any jit, as by
+    # an eager vmap, belongs to this transformation and goes with it.
+    fixed = isinstance(rho, float) and isinstance(eps, float)
+    traced = jax.jit(plain) if fixed else plain
 
     def init_fn(params: Any) -> accumulators.State:
         def zeros(path: KeyPath, leaf: Any) -> jax.Array:
@@ -108,7 +114,7 @@ def scale_by_adadelta(
         if not jax.tree_util.all_leaves(stored):
             raise ValueError(_other_tree(leaves, trees[0]))
         steps = [
-            _leaf_step(path, g, tuple(stored), count, rho, eps)
+            _leaf_step(path, g, tuple(stored), count, plain, traced)
             for (path, g), *stored in zip(leaves, *columns, strict=True)
         ]
         updates, *trees = (
@@ -306,7 +312,12 @@ def number(
 
 
 def _leaf_step(
-    path: KeyPath, g: Any, stored: tuple[Any, ...], count: Any, rho: Any, eps: Any
+    path: KeyPath,
+    g: Any,
+    stored: tuple[Any, ...],
+    count: Any,
+    plain: Callable[..., tuple[Any, ...]],
+    traced: Callable[..., tuple[Any, ...]],
 ) -> tuple[Any, ...]:
     """The update and what is stored of one leaf; without a gradient, no change."""
     if g is None:
@@ -320,20 +331,17 @@ def _leaf_step(
         )
     if len(stored) == 1 and stored[0].dtype != jnp.uint16:
         raise TypeError(f"The codes{_at(path)} are {stored[0].dtype}, not uint16.")
-    # Inside of a transformation, leaves of one shape are traced once.
-    fixed = isinstance(rho, float) and isinstance(eps, float)
-    step = _traced_once if isinstance(g, Tracer) and fixed else _arithmetic
-    salt = accumulators.salt(path, stored)
-    return step(g, stored, salt, count, rho, eps)
+    step = traced if isinstance(g, Tracer) else plain
+    return step(g, stored, accumulators.salt(path, stored), count)
 
 
 def _arithmetic(
+    rho: Any,
+    eps: Any,
     g: jax.Array,
     stored: accumulators.Stored,
     salt: accumulators.Salt,
     count: Any,
-    rho: Any,
-    eps: Any,
 ) -> tuple[jax.Array, ...]:
     real = accumulators.arithmetic_dtype(g.dtype, stored[0].dtype)
     c = recurrence.coefficients(rho, eps, real)
@@ -345,9 +353,6 @@ def _arithmetic(
     stored, s, d = accumulators.advance(stored, share, exact == 0, c, salt, count)
     u = recurrence.update(exact, share, s, d, c)
     return u.astype(g.dtype), *stored
-
-
-_traced_once = jax.jit(_arithmetic, static_argnums=(4, 5))
 
 
 def _inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:

@@ -16,7 +16,7 @@ import functools
 import os
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,7 @@ def compilation(leaves: int, rounds: int) -> list[dict[str, Any]]:
         for name, tx in transformations.items():
             state = jax.eval_shape(tx.init, shapes)
             step = jax.jit(report.step_of(tx), donate_argnums=(0, 1))
+            jax.clear_caches()  # a training loop compiles its step once
             start = time.perf_counter()
             lowered = step.lower(shapes, state, shapes)
             traced = time.perf_counter()
@@ -360,11 +361,14 @@ def main(arguments: list[str] | None = None) -> None:
         else (SIZES, LEAVES, 15 * REFERENCE)
     )
     peers = {name: PEERS[name] for name in dict.fromkeys([OURS, *options.peers])}
+    try:
+        results: dict[str, Any] = {"versions": versions(peers)}
+    except PackageNotFoundError as error:
+        parser.error(f"{error}: it comes with the extra peers, or choose --peers.")
 
     cases = [(size, 1) for size in sizes] + [(OF_LEAVES, n) for n in leaves]
     rounds = [max(5, min(40, work // size)) for size, _ in cases]
     reference = min(REFERENCE, sizes[-1])
-    results: dict[str, Any] = {"versions": versions(peers)}
     with tqdm(total=sum(rounds) + 15, unit="round", disable=None) as progress:
         results["steps"] = [
             row

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import adadelta_tx
+from adadelta_tx import _recurrence as recurrence
 from tests import textbook
 
 MAKERS = [adadelta_tx.adadelta, adadelta_tx.scale_by_adadelta]
@@ -257,3 +258,26 @@ def test_weight_decay_needs_parameters():
     tx = adadelta_tx.adadelta(weight_decay=0.1)
     with pytest.raises(ValueError, match="params"):
         tx.update(1.0, tx.init(1.0))
+
+
+def test_leaves_of_one_shape_are_traced_once(monkeypatch):
+    calls = []
+    arithmetic = recurrence.update
+    monkeypatch.setattr(
+        recurrence, "update", lambda *args: calls.append(1) or arithmetic(*args)
+    )
+    params = {f"w{i}": jnp.ones(2 + i % 2) for i in range(10)}
+    for tx in (adadelta_tx.adadelta(), adadelta_tx.adadelta(accumulator_dtype="uint8")):
+        jax.jit(tx.update).lower(params, tx.init(params), params)
+        assert len(calls) == 2
+        calls.clear()
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+def test_state_of_two_dtypes(narrow):
+    """As a program may restore it."""
+    s, d = (jnp.zeros(3, jnp.bfloat16 if i == narrow else None) for i in range(2))
+    tx = adadelta_tx.scale_by_adadelta(0.99)
+    updates, state = tx.update(jnp.ones(3), optax.ScaleByAdaDeltaState(s, d))
+    np.testing.assert_allclose(updates, np.sqrt(1e-6 / (0.01 + 1e-6)), rtol=0.02)
+    assert [x.dtype for x in state] == [s.dtype, d.dtype]
