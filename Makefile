@@ -15,7 +15,7 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# QUICK=1 takes less than a minute.
+# QUICK=1 measures fewer cases.
 bench: .venv/peers
 	$(BIN)/python -m benchmarks.step $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.training $(if $(QUICK),--quick)

@@ -227,7 +227,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         figure.subplots(1, len(models), sharey=True), models.items(), strict=True
     ):
         medians = [row["median_ms"] for row in cells.values()]
-        bars = axes.barh(list(cells), medians, color=["black", *["0.6"] * 4])
+        bars = axes.barh(
+            list(cells), medians, color=["black", *["0.6"] * (len(cells) - 1)]
+        )
         axes.bar_label(bars, fmt="%.1f", padding=3)
         row = cells[OURS]
         axes.set(
