@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,12 +72,19 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def initial_parameters(key: jax.Array) -> list[dict[str, jax.Array]]:
-    """Weights from N(0, 1 / fan-in) and biases of 0."""
+def fan_in_normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Weights from N(0, 1 / fan-in)."""
+    return jax.random.normal(key, shape) / shape[0] ** 0.5
+
+
+def initial_parameters(
+    key: jax.Array, weights: Callable[..., jax.Array] = fan_in_normal
+) -> list[dict[str, jax.Array]]:
+    """For each layer, ``weights(key, shape)`` and biases of 0."""
     keys = jax.random.split(key, len(LAYERS) - 1)
     return [
-        {"w": jax.random.normal(k, (n, m)) / n**0.5, "b": jnp.zeros(m)}
-        for k, (n, m) in zip(keys, itertools.pairwise(LAYERS), strict=True)
+        {"w": weights(k, shape), "b": jnp.zeros(shape[1])}
+        for k, shape in zip(keys, itertools.pairwise(LAYERS), strict=True)
     ]
 
 

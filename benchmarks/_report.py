@@ -40,6 +40,11 @@ def step_of(tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
     return step
 
 
+def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Its mean, in nats, of unnormalised scores."""
+    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+
+
 class Peer(NamedTuple):
     """Something to time, step by step."""
 

@@ -46,8 +46,7 @@ class Problem(NamedTuple):
 
     def loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         """Mean cross-entropy, in nats."""
-        scores = self.logits(params, images)
-        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+        return report.cross_entropy(self.logits(params, images), labels)
 
 
 def train(

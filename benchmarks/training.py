@@ -45,11 +45,6 @@ class Model(NamedTuple):
     batch: dict[str, np.ndarray]
 
 
-def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """Its mean, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
-
-
 def mlp(width: int, batch: int) -> Model:
     """Two hidden layers on images of 28 x 28."""
     shapes = {
@@ -64,7 +59,7 @@ def mlp(width: int, batch: int) -> Model:
     def loss(p: Any, batch: Any) -> jax.Array:
         x = jax.nn.relu(batch["images"] @ p["w1"] + p["b1"])
         x = jax.nn.relu(x @ p["w2"] + p["b2"])
-        return cross_entropy(x @ p["w3"] + p["b3"], batch["labels"])
+        return report.cross_entropy(x @ p["w3"] + p["b3"], batch["labels"])
 
     rng = np.random.default_rng(0)
     images = rng.random((batch, 784), np.float32)
@@ -78,7 +73,7 @@ def embedding(words: int, width: int, batch: int) -> Model:
     shapes = {"table": (words, width), "out": (width, 1000)}
 
     def loss(p: Any, batch: Any) -> jax.Array:
-        return cross_entropy(
+        return report.cross_entropy(
             p["table"][batch["words"]].mean(1) @ p["out"], batch["labels"]
         )
 
@@ -111,7 +106,7 @@ def transformer(layers: int, width: int, length: int, batch: int) -> Model:
             seen = jax.nn.dot_product_attention(q, k, v, is_causal=True)
             x += seen.reshape(x.shape) @ p[f"join{i}"]
             x += jax.nn.gelu(normal(x) @ p[f"up{i}"]) @ p[f"down{i}"]
-        return cross_entropy(normal(x) @ p["embed"].T, batch["next"])
+        return report.cross_entropy(normal(x) @ p["embed"].T, batch["next"])
 
     rng = np.random.default_rng(0)
     text = rng.integers(words, size=(batch, length + 1))

@@ -11,7 +11,6 @@ benchmarks.zeiler2012_choices tells which ways come nearest to its Table 2.
 
 import argparse
 import functools
-import itertools
 import math
 import statistics
 import time
@@ -108,15 +107,6 @@ SCALINGS = {
 CHOSEN = "Glorot uniform", "mean of each pixel, deviation of all"
 
 
-def initial_parameters(initialiser: str, key: jax.Array) -> list[dict[str, jax.Array]]:
-    """A layer's weights ``w`` and biases ``b``, for each layer."""
-    keys = jax.random.split(key, len(mnist.LAYERS) - 1)
-    return [
-        {"w": INITIALISERS[initialiser](k, shape), "b": jnp.zeros(shape[1])}
-        for k, shape in zip(keys, itertools.pairwise(mnist.LAYERS), strict=True)
-    ]
-
-
 def scaled(data: mnist.Data, scaling: str) -> mnist.Data:
     """The data, the images scaled."""
     train_images, test_images = (
@@ -128,9 +118,7 @@ def scaled(data: mnist.Data, scaling: str) -> mnist.Data:
 
 def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy of a batch, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(
-        mnist.logits(params, images), labels
-    ).mean()
+    return report.cross_entropy(mnist.logits(params, images), labels)
 
 
 def order(seed: int, epoch: int, images: int) -> jax.Array:
@@ -194,7 +182,7 @@ def train(
         return jax.lax.map(jax.vmap(error), params)
 
     def start(h: dict[str, Any], key: jax.Array) -> tuple[Any, Any]:
-        params = initial_parameters(initialiser, key)
+        params = mnist.initial_parameters(key, INITIALISERS[initialiser])
         return params, method.make(h).init(params)
 
     starts = jax.vmap(jax.vmap(start, in_axes=(0, None)), in_axes=(None, 0))
@@ -248,7 +236,7 @@ def look(data: mnist.Data, epochs: int, progress: Any) -> dict[str, Any]:
         rates = [layer["w"] for layer in rates_of(carry[1])]
         return carry, (rates, [jnp.sqrt(jnp.mean(u["w"] ** 2)) for u in updates])
 
-    params = initial_parameters(CHOSEN[0], jax.random.key(0))
+    params = mnist.initial_parameters(jax.random.key(0), INITIALISERS[CHOSEN[0]])
     carry = params, method.make(hyperparameters).init(params)
     rows = jnp.concatenate([order(0, i, len(data.train_images)) for i in range(epochs)])
     looks = max(len(rows) // LOOK, 1)
