@@ -188,16 +188,15 @@ def read(
 ) -> tuple[jax.Array, jax.Array]:
     """The values of E[g²] and E[Δx²], for arithmetic in ``dtype``.
 
-    An infinite one, as a state of optax.adadelta can hold, is the largest that the
+    An infinite E[g²], as a state of optax.adadelta can hold, is the largest that the
     stored dtype has, so that it decays.
     """
     if len(stored) == 1:
         pair = _decoded(stored[0] >> 8, 2), _decoded(stored[0] & 255, 3)
         s, d = ((x.astype(dtype) - 1) * eps for x in pair)
         return s, d
-    largest = float(jnp.finfo(stored[0].dtype).max)
-    s, d = (jnp.minimum(x.astype(dtype), largest) for x in stored)
-    return s, d
+    s, d = (x.astype(dtype) for x in stored)
+    return jnp.minimum(s, float(jnp.finfo(stored[0].dtype).max)), d
 
 
 def _write(

@@ -14,11 +14,10 @@ from adadelta_tx._transform import NUMBERS, flat_step, number, scale_by_adadelta
 from adadelta_tx._variables import (
     Collector,
     assign,
-    check_grads,
+    checked_grads,
     claim_name,
     free_name,
     trainable,
-    value_of,
     variable_like,
 )
 
@@ -120,7 +119,7 @@ class Adadelta:
           TypeError: If ``grads`` is not a dict.
           ValueError: If an entry is missing, unknown or of another shape: it is named.
         """
-        check_grads(grads, self.vars_to_train)
+        checked_grads(grads, self.vars_to_train.dict())
 
     def update(self, grads: Mapping[str, Any]) -> None:
         """Updates all variables by one step, all at once or, on an error, none.
@@ -137,16 +136,13 @@ class Adadelta:
             :class:`adadelta_tx.Variable`, which it does not track. Of the others,
             brainstate raises its ``TraceContextError`` under plain ``jax.jit``.
         """
-        self.check_grads(grads)
         variables = [*self.vars_to_train.values(), *self._accumulators()]
-        values = flat_step(
-            tuple(map(str, self.vars_to_train)),
-            [variable.value for variable in variables],
-            [value_of(grads[key]) for key in self.vars_to_train],
-            current_rate(self.lr),
-            tuple(self.numbers().values()),
-        )
-        assign(variables, values)
+        values = [variable.value for variable in variables]
+        pairs = zip(self.vars_to_train, values, strict=False)  # without accumulators
+        arrays = checked_grads(grads, dict(pairs))
+        names = tuple(map(str, self.vars_to_train))
+        rate, fixed = current_rate(self.lr), tuple(self.numbers().values())
+        assign(variables, flat_step(names, values, arrays, rate, fixed))
         self.lr.step_call()
 
     def effective_learning_rate(

@@ -12,7 +12,7 @@ it. Here ``d`` goes first, and ``u`` recovers what it needs from the new ``d``::
 
     s ← ρ s + (1 − ρ) g²
     d ← ρ d + (1 − ρ) g² (d + ε) / (s + ε)
-    u = g √((d + ρ ε) / (ρ (s + ε) + (1 − ρ) g²))
+    u = g √((d + ρ ε) / (ρ s + (1 − ρ) g² + ρ ε))
 
 Substituting the second line into the third gives the paper's ``u``. All terms
 are non-negative, so nothing cancels.
@@ -69,8 +69,8 @@ def bounded(g: jax.Array, bound: Scalar) -> jax.Array:
         longer = jnp.maximum(jnp.abs(real), jnp.abs(imag))
         shrink = bound / 2 / jnp.maximum(longer, bound / 2)
         return lax.complex(real * shrink, imag * shrink)
-    bound = jnp.asarray(bound, g.dtype)
-    return lax.clamp(-bound, g, bound)
+    low, high = (jnp.asarray(x, g.dtype) for x in (-bound, bound))
+    return lax.clamp(low, g, high)
 
 
 def new_share(g: jax.Array, c: Coefficients) -> jax.Array:
@@ -99,8 +99,9 @@ def update(
     g: jax.Array, share: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients
 ) -> jax.Array:
     """``u``, the update before its learning rate, given the new ``s`` and ``d``."""
-    numerator = d + c.rho_d * c.eps
-    denominator = c.rho_d * (s + c.eps) + share
+    rho_eps = c.rho_d * c.eps
+    numerator = d + rho_eps
+    denominator = c.rho_d * s + share + rho_eps
     # Two roots: the quotient of a small d and a huge s underflows in float32.
     return g * (jnp.sqrt(numerator) / jnp.sqrt(denominator))
 

@@ -170,21 +170,27 @@ def trainable(train_vars: Any, known: Collector) -> Collector:
     return Collector((k, v) for k, v in together.items() if k not in known)
 
 
-def check_grads(grads: Any, variables: Mapping[str, Any]) -> None:
-    """See :meth:`adadelta_tx.Adadelta.check_grads`."""
+def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
+    """The gradients of these values, in their order.
+
+    Raises:
+      TypeError, ValueError: See :meth:`adadelta_tx.Adadelta.check_grads`.
+    """
     if not isinstance(grads, Mapping):
         raise TypeError(f"grads must be a dict by variable, got {grads!r}.")
-    missing = sorted(variables.keys() - grads.keys())
-    extra = sorted(grads.keys() - variables.keys())
+    missing = sorted(values.keys() - grads.keys())
+    extra = sorted(grads.keys() - values.keys())
     if missing or extra:
         raise ValueError(
             f"The gradients are not those of the variables: missing {missing}, "
             f"unknown {extra}. register_train_vars adds variables."
         )
-    for key, variable in variables.items():
-        want, got = _shapes(variable.value), _shapes(value_of(grads[key]))
+    arrays = [value_of(grads[key]) for key in values]
+    for (key, value), g in zip(values.items(), arrays, strict=True):
+        want, got = _shapes(value), _shapes(g)
         if want != got:
             raise ValueError(f"Gradient {key!r} has shape {got}, not {want}.")
+    return arrays
 
 
 def assign(variables: list[Any], values: list[Any]) -> None:
@@ -200,15 +206,18 @@ def assign(variables: list[Any], values: list[Any]) -> None:
                 "which does not track it. Use the gradient transformation "
                 "adadelta_tx.adadelta() there."
             )
-    brainpy_math = sys.modules.get("brainpy.math")
-    plain = (brainpy_math.Variable, brainpy_math.TrainVar) if brainpy_math else ()
+    setters = {}
+    if "brainpy.math" in sys.modules:
+        math, state = sys.modules["brainpy.math"], sys.modules["brainstate"].State
+        # The setter that theirs extends. It records the write as theirs does,
+        # without comparing shapes and dtypes, and refuses a leaking tracer.
+        setters = dict.fromkeys((math.Variable, math.TrainVar), state.value.fset)
     for variable, value in zip(variables, values, strict=True):
-        if type(variable) in plain:
-            # The setter that theirs extends. It records the write as theirs does,
-            # without comparing shapes and dtypes, and refuses a leaking tracer.
-            sys.modules["brainstate"].State.value.fset(variable, value)
-        else:
+        setter = setters.get(type(variable))
+        if setter is None:
             variable.value = value
+        else:
+            setter(variable, value)
 
 
 def _shapes(x: Any) -> Any:
