@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -81,7 +82,7 @@ def jax_peer(
 
     def one() -> None:
         nonlocal carry
-        carry = jax.block_until_ready(step(*carry, given))
+        carry = jax.block_until_ready(compiled(*carry, given))
 
     return Peer(
         one,
@@ -97,11 +98,13 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of ``2 * rounds`` steps of each, three in a row and the first dropped.
 
-    That first one finds the caches as another peer left them.
+    That first one finds the caches as another peer left them. The order of the peers
+    is another one in each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(rounds):
-        for name, peer in peers.items():
+    for i in range(rounds):
+        for name in random.Random(i).sample([*peers], len(peers)):
+            peer = peers[name]
             for repetition in range(3):
                 peer.before()
                 start = time.perf_counter()

@@ -246,12 +246,15 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, default=50, help="(default: 50)")
-    parser.add_argument("--quick", action="store_true", help="5 rounds")
+    parser.add_argument("--quick", action="store_true", help="5 rounds, no transformer")
     parser.add_argument("--small", action="store_true", help="small models, for a test")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
     models = SMALL if options.small else MODELS
-    rounds = 5 if options.quick else options.rounds
+    rounds = options.rounds
+    if options.quick:
+        rounds = 5
+        models = {name: models[name] for name in ("MLP", "embedding")}
 
     with tqdm(total=rounds * len(models), unit="round", disable=None) as progress:
         rows = [

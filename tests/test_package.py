@@ -68,22 +68,25 @@ def test_demo_fails_loudly(tmp_path, monkeypatch):
 
 
 def test_step_benchmark(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(step, "LIMIT_FROM", 10**6)
+    monkeypatch.setattr(step, "LIMIT_FROM", 2 * 10**6)
     peers = ["optax", "BrainPy", "bm.jit"]  # no torch and Keras in the test extra
     step.main(["--quick", "--peers", *peers, "--out", str(tmp_path)])
     document = json.loads((tmp_path / "step.json").read_text())
     assert {"command", "jax", "machine"} <= document.keys()
     results = document["results"]
     rows = {(row["peer"], step.label(row)): row for row in results["steps"]}
-    cases = {"10,000", "1,000,000", "2,000,000 in 100"}
+    cases = {"1,000,000", "2,000,000 in 10"}
     expected = {(name, case) for name in (step.OURS, *peers) for case in cases}
-    limits = {(step.LIMIT, case) for case in cases - {"10,000"}}
-    assert rows.keys() == expected | limits
+    assert rows.keys() == expected | {(step.LIMIT, "2,000,000 in 10")}
     for case in cases:
         ours, theirs = (
             rows[name, case]["temporary_bytes"] for name in (step.OURS, step.OPTAX)
         )
         assert ours == 0 < theirs
+    compiled = {row["peer"]: row for row in results["compilation"]}
+    assert compiled.keys() == {step.OURS, step.OPTAX}
+    for row in compiled.values():
+        assert 0 < row["trace_ms"] < row["median_ms"]
     assert (tmp_path / "step.png").stat().st_size > 10_000
     assert step.summary(results) in capsys.readouterr().out
 
@@ -100,7 +103,7 @@ def test_training_benchmark(tmp_path, capsys, monkeypatch):
     few = (training.OURS, training.OPTAX, training.SGD)
     optimizers = {name: training.OPTIMIZERS[name] for name in few}
     monkeypatch.setattr(training, "OPTIMIZERS", optimizers)
-    training.main(["--quick", "--small", "--out", str(tmp_path)])
+    training.main(["--rounds", "3", "--small", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "training.json").read_text())["results"]
     cells = training.by_model(rows)
     assert cells.keys() == training.MODELS.keys()
