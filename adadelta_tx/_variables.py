@@ -207,7 +207,7 @@ def assign(variables: list[Any], values: list[Any]) -> None:
                 "adadelta_tx.adadelta() there."
             )
     setters = {}
-    if "brainpy.math" in sys.modules:
+    if {"brainpy.math", "brainstate"} <= sys.modules.keys():
         math, state = sys.modules["brainpy.math"], sys.modules["brainstate"].State
         # The setter that theirs extends. It records the write as theirs does,
         # without comparing shapes and dtypes, and refuses a leaking tracer.

@@ -55,6 +55,7 @@ class Peer(NamedTuple):
     """What it has trained."""
     before: Callable[[], Any] = lambda: None
     """What has to be done before each step, and is not timed."""
+    state_bytes: int | None = None
     temporary_bytes: int | None = None
     total_bytes: int | None = None
 
@@ -88,6 +89,7 @@ def jax_peer(
         one,
         lambda: jax.tree.leaves(carry[0]),
         before,
+        sum(x.nbytes for x in jax.tree.leaves(state)),
         temporary_bytes(compiled),
         total_bytes(compiled),
     )
@@ -99,11 +101,12 @@ def interleaved(
     """Seconds of ``2 * rounds`` steps of each, three in a row and the first dropped.
 
     That first one finds the caches as another peer left them. The order of the peers
-    is another one in each round.
+    is drawn anew in each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for i in range(rounds):
-        for name in random.Random(i).sample([*peers], len(peers)):
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample([*peers], len(peers)):
             peer = peers[name]
             for repetition in range(3):
                 peer.before()

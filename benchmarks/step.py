@@ -194,6 +194,7 @@ def measure(
             "parameters": parameters,
             "leaves": leaves,
             **report.milliseconds(seconds[name]),
+            "state_bytes": peer.state_bytes,
             "temporary_bytes": peer.temporary_bytes,
         }
         for name, peer in made.items()
@@ -202,6 +203,7 @@ def measure(
 
 def compile_once(name: str, leaves: int) -> tuple[float, float]:
     """Seconds to trace and to compile a step of that many leaves."""
+    jax.config.update("jax_enable_compilation_cache", False)
     tx = TRANSFORMATIONS[name]
     params, grads = jax.tree.map(jnp.asarray, arrays(OF_LEAVES, leaves))
     state = jax.block_until_ready(tx.init(params))
@@ -280,6 +282,7 @@ def detail_table(title: str, rows: list[dict[str, Any]]) -> str:
             "range ms",
             "times ours",
             "of the limit",
+            "state bytes",
             "temporary bytes",
         ],
         [
@@ -289,6 +292,7 @@ def detail_table(title: str, rows: list[dict[str, Any]]) -> str:
                 f"{short(row['fastest_ms'])} to {short(row['slowest_ms'])}",
                 f"{row['median_ms'] / medians[OURS]:.2f}",
                 f"{medians[LIMIT] / row['median_ms']:.0%}" if LIMIT in medians else "",
+                count(row["state_bytes"]),
                 count(row["temporary_bytes"]),
             ]
             for row in rows

@@ -83,10 +83,12 @@ def test_step_benchmark(tmp_path, capsys, monkeypatch):
             rows[name, case]["temporary_bytes"] for name in (step.OURS, step.OPTAX)
         )
         assert ours == 0 < theirs
-    compiled = {row["peer"]: row for row in results["compilation"]}
-    assert compiled.keys() == {step.OURS, step.OPTAX}
-    for row in compiled.values():
-        assert 0 < row["trace_ms"] < row["median_ms"]
+        parameters, state = (
+            rows[step.OURS, case][key] for key in ("parameters", "state_bytes")
+        )
+        assert state == 8 * parameters
+    compiled = [(row["peer"], row["leaves"]) for row in results["compilation"]]
+    assert compiled == [(step.OURS, 10), (step.OPTAX, 10)]
     assert (tmp_path / "step.png").stat().st_size > 10_000
     assert step.summary(results) in capsys.readouterr().out
 
@@ -99,14 +101,18 @@ def test_step_benchmark_finds_a_peer_that_is_wrong(tmp_path, monkeypatch):
     assert not (tmp_path / "step.json").exists()
 
 
-def test_training_benchmark(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "models"),
+    [(["--rounds", "2"], [*training.MODELS]), (["--quick"], ["MLP", "embedding"])],
+)
+def test_training_benchmark(arguments, models, tmp_path, capsys, monkeypatch):
     few = (training.OURS, training.OPTAX, training.SGD)
     optimizers = {name: training.OPTIMIZERS[name] for name in few}
     monkeypatch.setattr(training, "OPTIMIZERS", optimizers)
-    training.main(["--rounds", "3", "--small", "--out", str(tmp_path)])
+    training.main([*arguments, "--small", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "training.json").read_text())["results"]
     cells = training.by_model(rows)
-    assert cells.keys() == training.MODELS.keys()
+    assert list(cells) == models
     for rows_of_model in cells.values():
         assert rows_of_model.keys() == optimizers.keys()
         sgd = rows_of_model[training.SGD]
