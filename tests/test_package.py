@@ -147,12 +147,16 @@ def write_mnist(folder, ending):
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_low_memory_benchmark(ending, tmp_path, capsys):
+def test_files_of_mnist(ending, tmp_path):
     labels = write_mnist(tmp_path, ending)
     data = _mnist.load(tmp_path)
     assert data.train_images.shape == (200, 784)
     assert 0.99 < data.train_images.max() <= 1
     np.testing.assert_array_equal(data.test_labels, labels)
+
+
+def test_low_memory_benchmark(tmp_path, capsys):
+    write_mnist(tmp_path, ".gz")
     arguments = ["--quick", "--seeds", "1", "--size", "1000"]
     low_memory.main([*arguments, "--data", str(tmp_path), "--out", str(tmp_path)])
     results = json.loads((tmp_path / "low_memory.json").read_text())["results"]

@@ -158,7 +158,6 @@ def test_units(gradients, k, rho):
         np.testing.assert_array_equal(d * c**2, d_c)
 
 
-@settings(max_examples=300)
 @given(
     gradients=hnp.arrays(np.float32, (4, 12), elements=st.floats(-100, 100, width=32)),
     order=st.permutations(range(12)),
