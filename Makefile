@@ -8,7 +8,7 @@ demo: .venv/bench
 	$(BIN)/python -m benchmarks.demo
 
 test: .venv/test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/test
 	$(BIN)/ruff check .
