@@ -86,8 +86,7 @@ def logits(params: Any, images: jax.Array) -> jax.Array:
 
 def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy, in nats."""
-    scores = logits(params, images)
-    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+    return report.cross_entropy(logits(params, images), labels)
 
 
 def train(tx: optax.GradientTransformation, epochs: int, progress: Any) -> Run:

@@ -165,9 +165,9 @@ def costs(size: int, rounds: int) -> list[dict[str, Any]]:
         "optax.adadelta(1.0, 0.95)": optax.adadelta(1.0, 0.95),
     }
     grads = jax.random.normal(jax.random.key(0), (size,))
-    states = {name: tx.init(jnp.zeros(size)) for name, tx in transformations.items()}
+    params = jnp.zeros(size)
     peers = {
-        name: report.jax_peer(report.step_of(tx), jnp.zeros(size), states[name], grads)
+        name: report.jax_peer(report.step_of(tx), params, tx.init(params), grads)
         for name, tx in transformations.items()
     }
     with tqdm(total=rounds, unit="round", disable=None) as progress:
@@ -176,7 +176,7 @@ def costs(size: int, rounds: int) -> list[dict[str, Any]]:
         {
             "optimizer": name,
             "parameters": size,
-            "state_bytes": sum(x.nbytes for x in jax.tree.leaves(states[name])),
+            "state_bytes": peer.state_bytes,
             "temporary_bytes": peer.temporary_bytes,
             **report.milliseconds(seconds[name]),
         }
