@@ -2,14 +2,12 @@
 
 Both are at least 0, and both are only ever used as v + ε. So 8 bits hold 1 + v / ε
 with the sign and the bits that a float would have no use for cut off: the upper bits
-of its exponent, the lower ones of its mantissa. What is cut off is rounded up or
-down at random, with the probabilities that leave the mean as it is; a float is
-linear between two powers of 2, so adding random low bits before the cut does it.
-One 16-bit word holds both codes of an element.
+of its exponent, the lower ones of its mantissa. One 16-bit word holds both codes of an
+element.
 """
 
 import contextlib
-import zlib
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,22 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from adadelta_tx import _recurrence as recurrence
+from adadelta_tx import _rounding as rounding
 
-_SUPPORTED = ("uint8", "float16", "bfloat16", "float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+_SUPPORTED = ("uint8", *FLOATS)
 _STOCHASTIC_FROM = 0.98  # ρ from which bfloat16 loses more by rounding to nearest
-_ONE = np.uint32(127 << 23)  # the bits of 1 in float32
 _GROWTH = 62  # 8 bits hold E[g²] up to 2^62 ε, with room for rounding
 
 Stored = tuple[jax.Array, ...]
 """E[g²] and E[Δx²] of one parameter, or the codes of both."""
-
-Salt = tuple[Any, Any]
-"""A number for the noise in each of the two, or None where there is none."""
 
 
 class CodedState(NamedTuple):
@@ -56,6 +51,11 @@ class CodedState(NamedTuple):
 
 
 State = optax.ScaleByAdaDeltaState | CodedState
+
+
+def is_coded(stored: Stored) -> bool:
+    """Whether this is the codes of a parameter, not its two accumulators."""
+    return len(stored) == 1
 
 
 def is_state(node: Any) -> bool:
@@ -130,20 +130,6 @@ def state_of(names: Sequence[str], stored: Sequence[Any]) -> State:
     return as_state([dict(zip(names, x, strict=True)) for x in columns], count)
 
 
-def largest_gradient(stored: Stored, eps: recurrence.Scalar) -> recurrence.Scalar:
-    """The largest |g| that these accumulators have room for.
-
-    Its square is a quarter of the largest number or code: neither E[g²] nor, but
-    for rounding, E[Δx²] grows beyond the largest g².
-    """
-    if len(stored) > 1:
-        return 2.0 ** (jnp.finfo(stored[0].dtype).maxexp // 2 - 1)
-    bound, largest = 2.0 ** (_GROWTH // 2) * eps**0.5, 2.0**63
-    if isinstance(bound, float):
-        return min(bound, largest)
-    return jnp.minimum(bound, largest)
-
-
 def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
     """An accumulator of zeros with the parameter's shape and sharding."""
     if isinstance(parameter, Tracer):
@@ -154,188 +140,102 @@ def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
 
 
 def advance(
+    rho: recurrence.Scalar,
+    eps: recurrence.Scalar,
+    g: jax.Array,
     stored: Stored,
-    share: jax.Array,
-    still: jax.Array,
-    c: recurrence.Coefficients,
-    salt: Salt,
-    count: Any,
-) -> tuple[Stored, jax.Array, jax.Array]:
-    """The accumulators after a gradient with that share: stored, and their values.
+    count: jax.Array | None,
+) -> tuple[jax.Array, *Stored]:
+    """The update for a gradient, and what is stored after it.
 
-    Where the gradient is 0, it is ``still``. The parameter's :func:`salt` and the
-    count of steps, if the state has one, are what the noise of rounding comes from.
-
-    The values are the stored ones: what is calculated from them alone lets an
-    accumulator overwrite the old one without a copy.
+    The update is calculated from what is stored: so an accumulator overwrites the old
+    one without a copy, even where XLA makes one array after the other.
     """
-    s, d = read(stored, share.dtype, c.eps)
-    if len(stored) == 1:
-        s = recurrence.next_e_g(share, s, c)
-        d = recurrence.next_e_x(share, s, d, c)
-        codes, s, d = _coded(s, d, c.eps, stored[0], _seed(salt[0], count))
-        return (codes,), s, d
-    s, new_s = _write(
-        recurrence.next_e_g(share, s, c), stored[0], c.rho, still, salt[0]
+    real = arithmetic_dtype(g.dtype, stored[0].dtype)
+    c = recurrence.coefficients(rho, eps, real)
+    exact = g.astype(
+        jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(g) else real
     )
-    d = recurrence.next_e_x(share, new_s, d, c)
-    d, new_d = _write(d, stored[1], c.rho, still, salt[1])
-    return (s, d), new_s, new_d
+    if is_coded(stored):
+        exact = recurrence.bounded(exact, _largest_coded(c.eps))
+        share = recurrence.new_share(exact, recurrence.relative(c))
+        pair = recurrence.next_pair(share, *rounding.pair(stored[0], real), c)
+        codes, *pair = rounding.round_pair(*pair, count)
+        u = recurrence.update_of_pair(exact, share, *pair, c)
+        return u.astype(g.dtype), codes
+    dtype = stored[0].dtype
+    exact = recurrence.bounded(exact, _largest(dtype))
+    share = recurrence.new_share(exact, c)
+    s, d = _read_floats(stored, real)
+    write = functools.partial(_write, dtype, rho, exact.real)
+    new_s, s = write(recurrence.next_e_g(share, s, c), share)
+    share_x = recurrence.new_share_x(share, s, d, c)
+    new_d, d = write(recurrence.next_e_x(share_x, d, c), share_x)
+    return recurrence.update(exact, share, s, d, c).astype(g.dtype), new_s, new_d
 
 
 def read(
     stored: Stored, dtype: DTypeLike, eps: recurrence.Scalar
 ) -> tuple[jax.Array, jax.Array]:
-    """The values of E[g²] and E[Δx²], for arithmetic in ``dtype``.
+    """The values of E[g²] and E[Δx²], for arithmetic in ``dtype``."""
+    if is_coded(stored):
+        a, b = rounding.pair(stored[0], dtype)
+        return (a - 1) * eps, (b - 1) * eps
+    return _read_floats(stored, dtype)
 
-    An infinite E[g²], as a state of optax.adadelta can hold, is the largest that the
-    stored dtype has, so that it decays.
+
+def _read_floats(stored: Stored, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """The values as they are, but for an infinite E[g²].
+
+    A state of optax.adadelta can hold one. It counts as the largest number of its
+    dtype, so that it decays.
     """
-    if len(stored) == 1:
-        pair = _decoded(stored[0] >> 8, 2), _decoded(stored[0] & 255, 3)
-        s, d = ((x.astype(dtype) - 1) * eps for x in pair)
-        return s, d
     s, d = (x.astype(dtype) for x in stored)
     return jnp.minimum(s, float(jnp.finfo(stored[0].dtype).max)), d
 
 
+def _largest(dtype: DTypeLike) -> float:
+    """The largest |g| that accumulators have room for.
+
+    Its square is a quarter of the largest number: neither E[g²] nor, but for
+    rounding, E[Δx²] grows beyond the largest g².
+    """
+    return 2.0 ** (jnp.finfo(dtype).maxexp // 2 - 1)
+
+
+def _largest_coded(eps: recurrence.Scalar) -> recurrence.Scalar:
+    bound, largest = 2.0 ** (_GROWTH // 2) * eps**0.5, _largest(jnp.float32)
+    if isinstance(bound, float):
+        return min(bound, largest)
+    return jnp.minimum(bound, largest)
+
+
 def _write(
-    values: jax.Array,
-    like: jax.Array,
+    dtype: DTypeLike,
     rho: recurrence.Scalar,
-    still: jax.Array,
-    salt: Any,
+    g: jax.Array,
+    values: jax.Array,
+    share: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Floats stored as ``like`` is, and the values to go on calculating with.
+    """Values as they are stored, and the values to go on calculating with.
 
     Only float16 is too narrow to go on with what is stored, since E[Δx²] underflows
     there to a number that says nothing.
+
+    The state of floats is optax's, which counts no steps. So the noise of bfloat16
+    comes from the gradient and the values. Without a share of a gradient, where they
+    stand still, the same value would be rounded alike for ever: there it is rounded to
+    the nearest.
     """
-    if like.dtype == jnp.float16:
-        return values.astype(like.dtype), values
-    if like.dtype == jnp.bfloat16 and not (
-        isinstance(rho, float) and rho < _STOCHASTIC_FROM
-    ):
-        stored = _to_bfloat16(values, rho, still, _seed(salt, 0))
+    if dtype == jnp.float16:
+        return values.astype(dtype), values
+    fixed = isinstance(rho, float)
+    if dtype != jnp.bfloat16 or (fixed and rho < _STOCHASTIC_FROM):
+        stored = values.astype(dtype)
     else:
-        stored = values.astype(like.dtype)
+        at_random = share > float(jnp.finfo(jnp.float32).tiny)
+        if not fixed:
+            at_random &= rho >= _STOCHASTIC_FROM
+        noise = rounding.noise(rounding.bits(g))
+        stored = rounding.to_bfloat16(values, noise, at_random)
     return stored, stored.astype(values.dtype)
-
-
-@jax.custom_jvp
-def _to_bfloat16(
-    values: jax.Array, rho: recurrence.Scalar, still: jax.Array, seed: jax.Array
-) -> jax.Array:
-    """Rounded up or down at random, from :data:`_STOCHASTIC_FROM` on.
-
-    The state of floats is optax's, which counts no steps. So the noise comes from
-    the values, whose lower bits are new in each step with another gradient. Without
-    one, where they stand still, the same value would be rounded alike for ever.
-    """
-    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
-    noise = _mixed(bits ^ seed) >> 16
-    noise = jnp.where(still | (rho < _STOCHASTIC_FROM), 1 << 15, noise)
-    noise = jnp.where(jnp.isnan(values), 0, noise)  # or some would become 0
-    rounded = (bits + noise) & np.uint32(0xFFFF0000)
-    return lax.bitcast_convert_type(rounded, jnp.float32).astype(jnp.bfloat16)
-
-
-@_to_bfloat16.defjvp
-def _to_bfloat16_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    return _to_bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
-
-
-@jax.custom_jvp
-def _coded(
-    s: jax.Array, d: jax.Array, eps: Any, old: jax.Array, seed: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The codes, and the values that they stand for."""
-    codes = encode(s, d, eps, old, seed)
-    return codes, *read((codes,), s.dtype, eps)
-
-
-@_coded.defjvp
-def _coded_jvp(primals: Any, tangents: Any) -> Any:
-    no_tangent = np.zeros(primals[0].shape, jax.dtypes.float0)
-    return _coded(*primals), (no_tangent, *tangents[:2])
-
-
-def encode(
-    s: jax.Array, d: jax.Array, eps: Any, old: jax.Array, seed: jax.Array
-) -> jax.Array:
-    """The codes of both values of each element; the ``old`` ones are for the noise.
-
-    Their ratio decides the length of a step, and noise in it adds up: without a
-    bias in s or d there is one in the mean of d / s, by which d grows. So d is
-    first multiplied by what the rounding of s was, which has the mean 1.
-    """
-    exact = 1 + s * (1 / eps)
-    high = _rounded(exact, 2, _noise(old, seed))
-    d = d * (_decoded(high, 2).astype(s.dtype) / exact)
-    low = _rounded(1 + d * (1 / eps), 3, _noise(old, ~seed))
-    # Joined by an operation of two operands, so that XLA stores the result; it would
-    # repeat all of the above where the codes are read if they came from one.
-    return (high << 8).astype(jnp.uint16) | low.astype(jnp.uint16)
-
-
-def _rounded(x: jax.Array, mantissa_bits: int, noise: jax.Array) -> jax.Array:
-    """The code of ``x`` ≥ 1 with so many bits of the mantissa, rounded at random.
-
-    A NaN or what is too large has the largest code.
-    """
-    cut = 23 - mantissa_bits
-    largest = np.uint32((255 << cut) + _ONE).view(np.float32)
-    x = x.astype(jnp.float32)
-    bits = lax.bitcast_convert_type(jnp.where(x < largest, x, largest), jnp.uint32)
-    return (bits - _ONE + (noise >> (32 - cut))) >> cut
-
-
-def _decoded(code: jax.Array, mantissa_bits: int) -> jax.Array:
-    bits = (code.astype(jnp.uint32) << (23 - mantissa_bits)) + _ONE
-    return lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def salt(path: Any, stored: Stored) -> Salt:
-    """What tells the noise in a parameter's accumulators from that of all others."""
-    if not any(x.dtype in (jnp.uint16, jnp.bfloat16) for x in stored):
-        return None, None
-    name = jax.tree_util.keystr(path)
-    s, d = (np.uint32(zlib.crc32(x.encode())) for x in (name, f"{name} E[Δx²]"))
-    return s, d
-
-
-def _seed(salt: Any, count: Any) -> jax.Array:
-    return _mixed(salt ^ _mixed(jnp.asarray(count).astype(jnp.uint32)))
-
-
-def _noise(codes: jax.Array, seed: jax.Array) -> jax.Array:
-    """32 random bits for each element, other ones for another seed.
-
-    They are :func:`_mixed` of the element's position. The seed goes in twice, so that
-    two of them do not give the same sequence with a shift; and the old codes, which
-    tell the members of a vmap and the parts of a shard_map from each other.
-    """
-    x = _position(codes.shape) ^ seed
-    x = ((x ^ (x >> 16)) * np.uint32(0x7FEB352D)) ^ _mixed(seed + 1)
-    x = ((x ^ codes) ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return x ^ (x >> 16)
-
-
-def _mixed(x: jax.Array) -> jax.Array:
-    """A hash of 32 bits: lowbias32 of https://github.com/skeeto/hash-prospector."""
-    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return x ^ (x >> 16)
-
-
-def _position(shape: tuple[int, ...]) -> jax.Array:
-    """The index of each element in the flat array, up to multiples of 2^32.
-
-    From one iota for each axis, so that each device makes its own part.
-    """
-    position, stride = jnp.zeros(shape, jnp.uint32), 1
-    for axis in reversed(range(len(shape))):
-        index = lax.broadcasted_iota(jnp.uint32, shape, axis)
-        position += index * np.uint32(stride % 2**32)
-        stride *= shape[axis]
-    return position

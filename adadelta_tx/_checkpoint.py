@@ -37,8 +37,8 @@ from adadelta_tx._formats import (
     Format,
     Reader,
 )
+from adadelta_tx._hyperparameters import NUMBERS, number
 from adadelta_tx._schedules import rate, restore_rate
-from adadelta_tx._transform import NUMBERS, number
 from adadelta_tx._variables import assign, value_of
 
 StrPath = str | os.PathLike[str]

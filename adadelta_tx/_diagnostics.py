@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from adadelta_tx import _accumulators as accumulators
 from adadelta_tx import _recurrence as recurrence
-from adadelta_tx._transform import POSITIVE, number
+from adadelta_tx._hyperparameters import POSITIVE, number
 
 SAMPLE = 10_000
 """So many elements stand for a larger leaf in its percentiles."""

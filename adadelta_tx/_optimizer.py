@@ -9,8 +9,9 @@ from jax.typing import DTypeLike
 from adadelta_tx._accumulators import check_requested, parts, state_of, suffixes
 from adadelta_tx._checkpoint import StrPath, load_states, save_states
 from adadelta_tx._diagnostics import effective_learning_rate
+from adadelta_tx._hyperparameters import NUMBERS, number
 from adadelta_tx._schedules import Schedule, current_rate, make_schedule
-from adadelta_tx._transform import NUMBERS, flat_step, number, scale_by_adadelta
+from adadelta_tx._transform import flat_step, scale_by_adadelta
 from adadelta_tx._variables import (
     Collector,
     assign,

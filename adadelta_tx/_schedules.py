@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adadelta_tx._transform import AT_LEAST_0, number
+from adadelta_tx._hyperparameters import AT_LEAST_0, number
 from adadelta_tx._variables import (
     Collector,
     Variable,

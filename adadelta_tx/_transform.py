@@ -1,28 +1,19 @@
 """Adadelta as optax gradient transformations: init and update over pytrees."""
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.core import Tracer
 from jax.tree_util import KeyPath, keystr, tree_flatten_with_path
 from jax.typing import DTypeLike
 
 from adadelta_tx import _accumulators as accumulators
-from adadelta_tx import _recurrence as recurrence
-
-BELOW_1 = (lambda x: 0 <= x < 1, "in [0, 1)")
-POSITIVE = (lambda x: 0 < x < 1e30, "above 0 and below 1e30")
-AT_LEAST_0 = (lambda x: 0 <= x < math.inf, "finite and at least 0")
-UP_TO_1 = (lambda x: 0 <= x <= 1, "in [0, 1]")
-NUMBERS = {"rho": BELOW_1, "epsilon": POSITIVE, "weight_decay": UP_TO_1}
-_REAL = (jnp.floating, jnp.integer)
+from adadelta_tx._hyperparameters import BELOW_1, POSITIVE, rate, scalar
 
 
 def scale_by_adadelta(
@@ -30,7 +21,7 @@ def scale_by_adadelta(
     eps: chex.Numeric = 1e-6,
     *,
     accumulator_dtype: DTypeLike | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Rescale gradients as Adadelta does.
 
     See :func:`adadelta_tx.adadelta` for the equations. This is its middle part:
@@ -69,14 +60,15 @@ def scale_by_adadelta(
       >>> [f"{u:.5f}" for u in updates["w"]]
       ['-0.00447', '0.00447']
     """
-    rho = number("rho", rho, *BELOW_1)
-    eps = number("eps", eps, *POSITIVE)
+    rho = scalar("rho", rho, *BELOW_1)
+    eps = scalar("eps", eps, *POSITIVE)
     requested_dtype = accumulators.check_requested(accumulator_dtype)
-    plain = functools.partial(_arithmetic, rho, eps)
-    # Leaves of one shape are traced once. What is compiled outside of any jit, as by
-    # an eager vmap, belongs to this transformation and goes with it.
-    fixed = isinstance(rho, float) and isinstance(eps, float)
-    traced = jax.jit(plain) if fixed else plain
+    if isinstance(rho, float) and isinstance(eps, float):
+        # Leaves of one shape are traced once. What is compiled outside of any jit
+        # belongs to this transformation and goes with it.
+        step = jax.jit(functools.partial(accumulators.advance, rho, eps))
+    else:
+        step = functools.partial(_advance, rho, eps)
 
     def init_fn(params: Any) -> accumulators.State:
         def zeros(path: KeyPath, leaf: Any) -> jax.Array:
@@ -94,38 +86,48 @@ def scale_by_adadelta(
         return accumulators.as_state(trees, jnp.zeros([], jnp.int32) if coded else None)
 
     def update_fn(
-        updates: Any, state: Any, params: Any = None
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, accumulators.State]:
-        del params
-        leaves, treedef = tree_flatten_with_path(updates, is_leaf=_is_none)
+        del extra_args
         if not accumulators.is_state(state):
             raise TypeError(
                 "The state must be an optax.ScaleByAdaDeltaState or, for uint8, a "
                 f"CodedState, as init returns it, got {type(state).__name__}."
             )
+        _check_params(updates, params)
         trees, count = accumulators.parts(state)
-        try:
-            columns = [treedef.flatten_up_to(tree) for tree in trees]
-        except ValueError:
-            raise ValueError(_other_tree(leaves, trees[0])) from None
-        stored = [
-            s for (_, g), s in zip(leaves, columns[0], strict=True) if g is not None
-        ]
-        if not jax.tree_util.all_leaves(stored):
-            raise ValueError(_other_tree(leaves, trees[0]))
+        names = state._fields[-len(trees) :]
+        leaves, treedef, columns = _aligned(
+            updates, dict(zip(names, trees, strict=True))
+        )
+        for (path, g), *stored in zip(leaves, *columns, strict=True):
+            if g is not None:
+                _check_stored(path, dict(zip(names, stored, strict=True)))
+        if count is not None:
+            count = jnp.asarray(count)
+            if count.shape or count.dtype != jnp.int32:
+                raise TypeError(
+                    "The state's count must be an int32 scalar, got "
+                    f"{count.dtype} of shape {count.shape}."
+                )
         steps = [
-            _leaf_step(path, g, tuple(stored), count, plain, traced)
-            for (path, g), *stored in zip(leaves, *columns, strict=True)
+            (None, *stored)
+            if g is None
+            else step(jnp.asarray(g), tuple(map(jnp.asarray, stored)), count)
+            for (_, g), *stored in zip(leaves, *columns, strict=True)
         ]
         updates, *trees = (
             treedef.unflatten([step[i] for step in steps])
             for i in range(1 + len(trees))
         )
         if count is not None:
-            count = jnp.asarray(count) + 1  # after 2^31 - 1 comes -2^31
+            count = count + 1  # after 2^31 - 1 comes -2^31
         return updates, accumulators.as_state(trees, count)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+_advance = jax.jit(accumulators.advance)
 
 
 def adadelta(
@@ -228,17 +230,65 @@ def adadelta(
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
       <https://arxiv.org/abs/1212.5701>`_, 2012
     """
-    if learning_rate is None:
-        learning_rate = 1.0
-    if not callable(learning_rate):
-        learning_rate = number("learning_rate", learning_rate, *AT_LEAST_0)
-    if not callable(weight_decay):
-        weight_decay = number("weight_decay", weight_decay, *AT_LEAST_0)
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, weight_decay_mask),
-        scale_by_adadelta(rho, eps, accumulator_dtype=accumulator_dtype),
-        optax.scale_by_learning_rate(learning_rate),
+    learning_rate = rate(
+        "learning_rate", 1.0 if learning_rate is None else learning_rate
     )
+    return optax.chain(
+        _add_decayed_weights(rate("weight_decay", weight_decay), weight_decay_mask),
+        scale_by_adadelta(rho, eps, accumulator_dtype=accumulator_dtype),
+        _scale_by_learning_rate(learning_rate),
+    )
+
+
+def _scale_by_learning_rate(learning_rate: Any) -> optax.GradientTransformation:
+    """Optax's, which would promote updates to the dtype of an array."""
+    if not isinstance(learning_rate, jax.Array):
+        return optax.scale_by_learning_rate(learning_rate)
+    return optax.stateless_with_tree_map(
+        lambda u, _: -learning_rate.astype(u.dtype) * u
+    )
+
+
+def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformation:
+    """Optax's, which would broadcast, and promote updates to the dtype of an array."""
+    theirs = optax.add_decayed_weights(weight_decay)  # for its state
+    if mask is not None and isinstance(weight_decay, float) and not weight_decay:
+        raise ValueError(
+            "weight_decay_mask is given, but weight_decay is 0: nothing would decay. "
+            "Give both, or neither."
+        )
+
+    def add(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
+        decayed = jax.tree.map(
+            lambda g, p: g if g is None else g + jnp.asarray(decay, g.dtype) * p,
+            updates,
+            params,
+            is_leaf=_is_none,
+        )
+        _, state = theirs.update((), state, ())
+        return decayed, state
+
+    inner = optax.GradientTransformation(theirs.init, add)
+    tx = inner if mask is None else optax.masked(inner, mask)
+
+    def init_fn(params: Any) -> Any:
+        if jax.tree.leaves(params):  # optax.tree.map_params comes without any
+            _check_mask(mask, params)
+        return tx.init(params)
+
+    def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError(
+                "update needs the parameters: tx.update(gradients, state, params)."
+            )
+        _check_params(updates, params)
+        if isinstance(weight_decay, float) and not weight_decay:
+            return updates, state
+        _check_mask(mask, updates)
+        return tx.update(updates, state, params)
+
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def flat_step(
@@ -290,69 +340,89 @@ def _flat_step(names: Any, values: Any, grads: Any, lr: Any, fixed: Any) -> list
 _compiled_flat_step = jax.jit(_flat_step, static_argnums=(0, 4))
 
 
-def number(
-    name: str, value: Any, in_range: Callable[[float], bool], range_: str
-) -> Any:
-    """Return a number as a float if it is in range, and a traced value as it is.
+def _aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list[Any]]:
+    """The updates' leaves with paths, their treedef, and the leaves of other trees.
 
     Raises:
-      TypeError: If the value is not a real number.
-      ValueError: If it is out of range.
+      TypeError: If an update is not a floating-point or complex array.
+      ValueError: If another tree, or the shape of one of its leaves, is not that of the
+        updates. Where an update is None, the others may have anything.
     """
-    if isinstance(value, jax.Array) and jnp.iscomplexobj(value):
-        value = value.real  # optax.inject_hyperparams casts to the parameters' dtype
-    if isinstance(value, Tracer):
-        return value
-    array = np.asarray(value)
-    if array.ndim or not any(jnp.issubdtype(array.dtype, kind) for kind in _REAL):
-        raise TypeError(f"{name} must be a real number, got {value!r}.")
-    if not in_range(float(array)):
-        raise ValueError(f"{name} must be {range_}, got {value}.")
-    return float(array)
+    leaves, treedef = tree_flatten_with_path(updates, is_leaf=_is_none)
+    columns = []
+    for name, tree in others.items():
+        try:
+            column = treedef.flatten_up_to(tree)
+        except (TypeError, ValueError):
+            raise ValueError(_difference(updates, name, tree)) from None
+        columns.append(column)
+        for (path, g), leaf in zip(leaves, column, strict=True):
+            if g is None:
+                continue
+            _inexact_dtype(path, g, "gradient")  # or a TypeError
+            if not jax.tree_util.all_leaves([leaf]):
+                raise ValueError(_difference(updates, name, tree))
+            if jnp.shape(g) != jnp.shape(leaf):
+                raise ValueError(
+                    f"The gradient{_at(path)} has shape {jnp.shape(g)}, but {name} "
+                    f"has {jnp.shape(leaf)} there."
+                )
+    return leaves, treedef, columns
 
 
-def _leaf_step(
-    path: KeyPath,
-    g: Any,
-    stored: tuple[Any, ...],
-    count: Any,
-    plain: Callable[..., tuple[Any, ...]],
-    traced: Callable[..., tuple[Any, ...]],
-) -> tuple[Any, ...]:
-    """The update and what is stored of one leaf; without a gradient, no change."""
-    if g is None:
-        return None, *stored
-    _inexact_dtype(path, g, "gradient")  # or a TypeError
-    g, stored = jnp.asarray(g), tuple(map(jnp.asarray, stored))
-    if g.shape != stored[0].shape:
-        raise ValueError(
-            f"The gradient{_at(path)} has shape {g.shape}, but its parameter had "
-            f"{stored[0].shape} in init."
+def _check_params(updates: Any, params: Any) -> None:
+    if params is None:
+        return
+    leaves, _, (column,) = _aligned(updates, {"params": params})
+    for (path, g), p in zip(leaves, column, strict=True):
+        if g is not None and jnp.iscomplexobj(g) and not jnp.iscomplexobj(p):
+            raise TypeError(
+                f"The gradient{_at(path)} is complex, but its parameter is "
+                f"{jnp.result_type(p)}. Take its real part."
+            )
+
+
+def _check_stored(path: KeyPath, stored: dict[str, Any]) -> None:
+    """Checks that the arrays of a state have dtypes that accumulators can have."""
+    dtypes = {name: jnp.result_type(x) for name, x in stored.items()}
+    for name, dtype in dtypes.items():
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name}{_at(path)} is {dtype}. A complex state of optax.adadelta has "
+                "averages of g², and Adadelta needs those of |g|²: one cannot go on "
+                "from it. Begin with tx.init(params)."
+            )
+        want = ["uint16"] if name == "codes" else accumulators.FLOATS
+        if dtype.name not in want:
+            raise TypeError(
+                f"{name}{_at(path)} is {dtype}; it must be {' or '.join(want)}."
+            )
+    if len(set(dtypes.values())) > 1:
+        both = " and ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(
+            f"The state{_at(path)} has two dtypes: {both}. Cast one of them."
         )
-    if len(stored) == 1 and stored[0].dtype != jnp.uint16:
-        raise TypeError(f"The codes{_at(path)} are {stored[0].dtype}, not uint16.")
-    step = traced if isinstance(g, Tracer) else plain
-    return step(g, stored, accumulators.salt(path, stored), count)
 
 
-def _arithmetic(
-    rho: Any,
-    eps: Any,
-    g: jax.Array,
-    stored: accumulators.Stored,
-    salt: accumulators.Salt,
-    count: Any,
-) -> tuple[jax.Array, ...]:
-    real = accumulators.arithmetic_dtype(g.dtype, stored[0].dtype)
-    c = recurrence.coefficients(rho, eps, real)
-    exact = g.astype(
-        jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(g) else real
-    )
-    exact = recurrence.bounded(exact, accumulators.largest_gradient(stored, c.eps))
-    share = recurrence.new_share(exact, c)
-    stored, s, d = accumulators.advance(stored, share, exact == 0, c, salt, count)
-    u = recurrence.update(exact, share, s, d, c)
-    return u.astype(g.dtype), *stored
+def _check_mask(mask: Any, tree: Any) -> None:
+    mask = mask(tree) if callable(mask) else mask
+    if mask is None:
+        return
+    leaves, treedef = tree_flatten_with_path(mask)
+    for path, leaf in leaves:
+        if not _is_boolean(leaf):
+            raise TypeError(
+                f"weight_decay_mask{_at(path)} must be True or False, got {leaf!r}."
+            )
+    try:
+        treedef.flatten_up_to(tree)
+    except (TypeError, ValueError):
+        raise ValueError(_difference(tree, "weight_decay_mask", mask)) from None
+
+
+def _is_boolean(x: Any) -> bool:
+    known = not isinstance(x, Tracer)
+    return known and jnp.ndim(x) == 0 and jnp.issubdtype(jnp.result_type(x), jnp.bool_)
 
 
 def _inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
@@ -367,9 +437,12 @@ def _inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _other_tree(leaves: Sequence[tuple[KeyPath, Any]], stored: Any) -> str:
-    got = {keystr(path) or "the root" for path, _ in leaves}
-    want = {keystr(path) or "the root" for path, _ in tree_flatten_with_path(stored)[0]}
+def _difference(updates: Any, name: str, tree: Any) -> str:
+    """What there is to say of two trees that are not alike."""
+    got, want = (
+        {keystr(path) or "the root" for path, _ in tree_flatten_with_path(x)[0]}
+        for x in (updates, tree)
+    )
 
     def some(names: set[str]) -> str:
         return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
@@ -379,10 +452,24 @@ def _other_tree(leaves: Sequence[tuple[KeyPath, Any]], stored: Any) -> str:
         for what, names in (("none", want - got), ("unknown ones", got - want))
         if names
     ]
-    return (
-        "The gradients' tree is not that of the parameters given to init: "
-        f"{' and '.join(differences) or 'the containers differ'}."
-    )
+    said = " and ".join(differences) or _other_container(updates, tree)
+    return f"The gradients' tree is not that of {name}: {said}."
+
+
+def _other_container(got: Any, want: Any, path: KeyPath = ()) -> str:
+    """The first place where two trees of the same paths have other containers."""
+    at = keystr(path) or "the root"
+    if type(got) is not type(want):
+        return f"a {type(got).__name__} at {at} instead of a {type(want).__name__}"
+    pairs = zip(_children(got), _children(want), strict=True)
+    for (key, ours), (_, theirs) in pairs:
+        if jax.tree.structure(ours) != jax.tree.structure(theirs):
+            return _other_container(ours, theirs, (*path, *key))
+    return f"the {type(got).__name__} at {at} has other static fields"
+
+
+def _children(node: Any) -> list[tuple[KeyPath, Any]]:
+    return tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
 
 
 def _at(path: KeyPath) -> str:

@@ -1,0 +1,75 @@
+"""Hyperparameters: their ranges, and the checks that everyone uses."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+BELOW_1 = (lambda x: 0 <= x < 1, "in [0, 1)")
+POSITIVE = (lambda x: 0 < x < 1e30, "above 0 and below 1e30")
+AT_LEAST_0 = (lambda x: 0 <= x < math.inf, "finite and at least 0")
+UP_TO_1 = (lambda x: 0 <= x <= 1, "in [0, 1]")
+NUMBERS = {"rho": BELOW_1, "epsilon": POSITIVE, "weight_decay": UP_TO_1}
+_REAL = (jnp.floating, jnp.integer)
+
+
+def number(
+    name: str, value: Any, in_range: Callable[[float], bool], range_: str
+) -> Any:
+    """Return a number as a float if it is in range, and a traced value as it is.
+
+    Raises:
+      TypeError: If the value is not a real number.
+      ValueError: If it is out of range.
+    """
+    value = scalar(name, value, in_range, range_)
+    traced = isinstance(value, Tracer) or not isinstance(value, jax.Array)
+    return value if traced else float(value)
+
+
+def scalar(
+    name: str, value: Any, in_range: Callable[[float], bool], range_: str
+) -> Any:
+    """Return what :func:`number` does, but a ``jax.Array`` as it is.
+
+    So it stays a leaf of a closure that is turned into a pytree, as by
+    ``equinox.closure_convert``: another value compiles nothing anew.
+    """
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if isinstance(value, jax.Array) and jnp.iscomplexobj(value):
+        array = value.real  # optax.inject_hyperparams casts to the parameters' dtype
+    if array.ndim or not any(jnp.issubdtype(array.dtype, kind) for kind in _REAL):
+        raise TypeError(f"{name} must be a real number, got {value!r}.")
+    if isinstance(array, Tracer):
+        return array
+    if not in_range(float(array)):
+        raise ValueError(f"{name} must be {range_}, got {value}.")
+    return array if isinstance(array, jax.Array) else float(array)
+
+
+def rate(name: str, value: Any) -> Any:
+    """Return a learning rate or decay that is checked: a number or a schedule.
+
+    Raises:
+      TypeError: If it is neither.
+      ValueError: If it is a number below 0 or not finite.
+    """
+    if not callable(value):
+        return scalar(name, value, *AT_LEAST_0)
+    if any(jnp.ndim(x) for x in jax.tree.leaves(value) if isinstance(x, jax.Array)):
+        raise TypeError(
+            f"{name} must be a number or a schedule, got a {type(value).__name__} "
+            "with arrays. Parameters go to init and update, not here."
+        )
+
+    def schedule(count: Any) -> Any:
+        at = f" at update {count}" if not isinstance(count, Tracer) else ""
+        return scalar(
+            f"{name}, as its schedule gives it{at},", value(count), *AT_LEAST_0
+        )
+
+    return schedule
