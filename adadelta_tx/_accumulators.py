@@ -83,12 +83,21 @@ def suffixes(requested: DTypeLike | None) -> tuple[str, ...]:
 
 
 def storage_dtype(requested: DTypeLike | None, parameter_dtype: DTypeLike) -> jnp.dtype:
-    """The dtype of a parameter's accumulators: as requested, or at least float32."""
+    """The dtype of a parameter's accumulators: as requested, or at least float32.
+
+    Raises:
+      ValueError: If that is float64 and JAX has no float64.
+    """
     if requested == jnp.uint8:
         return jnp.dtype(jnp.uint16)  # both codes in one word
-    if requested is not None:
-        return jax.dtypes.canonicalize_dtype(requested)
-    return arithmetic_dtype(parameter_dtype)
+    if requested is None:
+        return arithmetic_dtype(parameter_dtype)
+    if jax.dtypes.canonicalize_dtype(requested) != requested:
+        raise ValueError(
+            f"accumulator_dtype is {requested}, but JAX calculates in 32 bits. Call "
+            'jax.config.update("jax_enable_x64", True) first, or choose float32.'
+        )
+    return jnp.dtype(requested)
 
 
 def check_requested(accumulator_dtype: Any) -> DTypeLike | None:
@@ -153,9 +162,8 @@ def advance(
     """
     real = arithmetic_dtype(g.dtype, stored[0].dtype)
     c = recurrence.coefficients(rho, eps, real)
-    exact = g.astype(
-        jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(g) else real
-    )
+    wide = jnp.complex128 if real == jnp.float64 else jnp.complex64
+    exact = g.astype(wide if jnp.iscomplexobj(g) else real)
     if is_coded(stored):
         exact = recurrence.bounded(exact, _largest_coded(c.eps))
         share = recurrence.new_share(exact, recurrence.relative(c))
@@ -236,6 +244,6 @@ def _write(
         at_random = share > float(jnp.finfo(jnp.float32).tiny)
         if not fixed:
             at_random &= rho >= _STOCHASTIC_FROM
-        noise = rounding.noise(rounding.bits(g))
-        stored = rounding.to_bfloat16(values, noise, at_random)
+        seed = rounding.seed(rounding.bits(g))
+        stored = rounding.to_bfloat16(values, seed, at_random)
     return stored, stored.astype(values.dtype)

@@ -57,7 +57,7 @@ def effective_learning_rate(
       A tree like the parameters: arrays of their shapes, or of shape
       ``(len(percentiles),)``, in the accumulators' dtypes but at least float32, and
       float32 for codes. A leaf that no Adadelta updates is an
-      :class:`optax.MaskedNode`. Percentiles of no elements are NaN.
+      :class:`optax.MaskedNode`, and so are the percentiles of no elements.
 
     Raises:
       ValueError: If there is no Adadelta in ``state``, if two of them have the
@@ -93,9 +93,11 @@ def effective_learning_rate(
             "has a method of this name."
         )
 
-    def rate(*stored: jax.Array) -> jax.Array:
+    def rate(*stored: jax.Array) -> Any:
         if asked is None:
             return _rates(stored, epsilon)
+        if 0 in stored[0].shape:
+            return optax.MaskedNode()
         return _percentiles(stored, epsilon, asked)
 
     rates = [jax.tree.map(rate, *accumulators.parts(node)[0]) for node in found]
@@ -114,15 +116,19 @@ def _percentiles(
 ) -> jax.Array:
     stored = tuple(_sample(jnp.atleast_1d(x)) for x in stored)
     rates = _rates(stored, epsilon)
-    if not rates.size:
-        return jnp.full(len(asked), jnp.nan, rates.dtype)
     return jnp.percentile(rates, asked).astype(rates.dtype)
 
 
 def _sample(x: jax.Array) -> jax.Array:
-    if x.size > SAMPLE:
-        draw = np.random.default_rng(0).integers
-        positions = tuple(draw(length, size=SAMPLE) for length in x.shape)
+    draw = np.random.default_rng(0)
+    if not all(isinstance(length, int) for length in x.shape):  # as in jax.export
+        draws = draw.random((x.ndim, SAMPLE), np.float32)
+        positions = tuple(
+            (u * length).astype(jnp.int32)
+            for u, length in zip(jnp.asarray(draws), x.shape, strict=True)
+        )
+    elif x.size > SAMPLE:
+        positions = tuple(draw.integers(length, size=SAMPLE) for length in x.shape)
     else:
         positions = np.unravel_index(np.arange(x.size), x.shape)
     # An index for each axis: to flatten a sharded array would move all of it.

@@ -75,8 +75,10 @@ def bounded(g: jax.Array, bound: Scalar) -> jax.Array:
         real, imag = (jnp.clip(x, -largest, largest) for x in (g.real, g.imag))
         longer = jnp.maximum(jnp.abs(real), jnp.abs(imag))
         shrink = bound / 2 / jnp.maximum(longer, bound / 2)
-        return lax.complex(real * shrink, imag * shrink)
+        return _times(lax.complex(real, imag), shrink)
     low, high = (jnp.asarray(x, g.dtype) for x in (-bound, bound))
+    if isinstance(bound, jax.Array):  # clamp has no derivative by a scalar bound
+        low, high = (jnp.broadcast_to(x, g.shape) for x in (low, high))
     return lax.clamp(low, g, high)
 
 
@@ -130,7 +132,8 @@ def update_of_pair(
     # At ρ = 0 this would be 0 / 0 where b is 1 and g is 0.
     numerator = b - _at_most(c.one_minus_rho, 1 - float(jnp.finfo(jnp.float32).eps))
     # 2^32 above b and 2^64 above a leave room for the product.
-    return g * numerator * lax.rsqrt(numerator * (c.rho_d * a + share))
+    root = lax.rsqrt(numerator * (c.rho_d * a + share))
+    return _times(g, numerator * root)
 
 
 def update(
@@ -140,12 +143,19 @@ def update(
     numerator = d + c.rho_d * c.eps
     denominator = c.rho_d * (s + c.eps) + share
     # Two roots: the quotient of a small d and a huge s underflows in float32.
-    return g * (jnp.sqrt(numerator) / jnp.sqrt(denominator))
+    return _times(g, jnp.sqrt(numerator) / jnp.sqrt(denominator))
 
 
 def rms_ratio(s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
     """RMS[Δx] / RMS[g], where RMS[·] = √(E[·²] + ε)."""
     return jnp.sqrt(d + c.eps) / jnp.sqrt(s + c.eps)
+
+
+def _times(g: jax.Array, factor: jax.Array) -> jax.Array:
+    """The product, without a promotion of the factor where ``g`` is complex."""
+    if jnp.iscomplexobj(g):
+        return lax.complex(g.real * factor, g.imag * factor)
+    return g * factor
 
 
 def _in_dtype(x: Scalar, dtype: jnp.dtype) -> Scalar:

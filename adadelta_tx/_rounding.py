@@ -24,8 +24,8 @@ _MIX = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _GOLDEN = np.uint32(0x9E3779B9)
 
 
-def noise(of: jax.Array) -> jax.Array:
-    """Random upper bits for each element, from bits of its own and its position.
+def seed(of: jax.Array) -> jax.Array:
+    """A number for each element, from bits of its own and its position.
 
     The position goes in axis by axis: so each device makes its own part, and XLA makes
     no array of positions.
@@ -36,16 +36,22 @@ def noise(of: jax.Array) -> jax.Array:
     return of
 
 
+def noise(of: jax.Array, count: Any) -> jax.Array:
+    """32 random bits for each element, other ones at each count."""
+    x = seed(of + jnp.asarray(count).astype(jnp.uint32) * _GOLDEN)
+    return (x ^ (x >> 15)) * _MIX[1]
+
+
 @jax.custom_jvp
-def to_bfloat16(values: jax.Array, noise: jax.Array, at_random: jax.Array) -> jax.Array:
+def to_bfloat16(values: jax.Array, seed: jax.Array, at_random: jax.Array) -> jax.Array:
     """Values as bfloat16, rounded at random or, elsewhere, to the nearest.
 
     Where it is at random, a value must be a normal number above 0. Two averages of one
-    element share a ``noise``: their own bits tell it apart.
+    element share a ``seed``: their own bits tell their noise apart.
     """
     whole = bits(values)
     # Between -1/2 and 1/2 of the last place, before rounding to the nearest.
-    up = jnp.where(at_random, noise + whole * _GOLDEN, np.uint32(0))
+    up = jnp.where(at_random, seed + whole * _GOLDEN, np.uint32(0))
     up = lax.shift_right_arithmetic(up, np.uint32(16))
     rounded = lax.bitcast_convert_type(whole + up, jnp.float32)
     return rounded.astype(jnp.bfloat16)
@@ -66,8 +72,7 @@ def round_pair(
     without a bias in a or b there is one in the mean of (b - 1) / a, by which b grows.
     So b - 1 is first multiplied by what the rounding of a was, which has the mean 1.
     """
-    random = noise(bits(a) + jnp.asarray(count, jnp.uint32) * _GOLDEN)
-    random = (random ^ (random >> 15)) * _MIX[1]
+    random = noise(bits(a), count)
     high = _code(a, random >> (32 - _A_CUT), _A_CUT)
     root = lax.rsqrt(a)
     b = 1 + above * (_value(high, _A_CUT).astype(a.dtype) * (root * root))

@@ -63,12 +63,17 @@ def scale_by_adadelta(
     rho = scalar("rho", rho, *BELOW_1)
     eps = scalar("eps", eps, *POSITIVE)
     requested_dtype = accumulators.check_requested(accumulator_dtype)
-    if isinstance(rho, float) and isinstance(eps, float):
-        # Leaves of one shape are traced once. What is compiled outside of any jit
-        # belongs to this transformation and goes with it.
-        step = jax.jit(functools.partial(accumulators.advance, rho, eps))
-    else:
-        step = functools.partial(_advance, rho, eps)
+    fixed = isinstance(rho, float) and isinstance(eps, float)
+    # Leaves of one shape are traced once. What is compiled outside of any jit belongs
+    # to this transformation and goes with it; numbers that are arrays are arguments.
+    own = functools.partial(accumulators.advance, rho, eps)
+    compiled = jax.jit(own) if fixed else _advance
+
+    def step(g: Any, stored: Any, count: Any) -> tuple[jax.Array, ...]:
+        numbers = () if fixed else (rho, eps)
+        return compiled(
+            *numbers, jnp.asarray(g), tuple(map(jnp.asarray, stored)), count
+        )
 
     def init_fn(params: Any) -> accumulators.State:
         def zeros(path: KeyPath, leaf: Any) -> jax.Array:
@@ -98,7 +103,8 @@ def scale_by_adadelta(
         trees, count = accumulators.parts(state)
         names = state._fields[-len(trees) :]
         leaves, treedef, columns = _aligned(
-            updates, dict(zip(names, trees, strict=True))
+            updates,
+            {f"the state's {key}": x for key, x in zip(names, trees, strict=True)},
         )
         for (path, g), *stored in zip(leaves, *columns, strict=True):
             if g is not None:
@@ -111,9 +117,7 @@ def scale_by_adadelta(
                     f"{count.dtype} of shape {count.shape}."
                 )
         steps = [
-            (None, *stored)
-            if g is None
-            else step(jnp.asarray(g), tuple(map(jnp.asarray, stored)), count)
+            (None, *stored) if g is None else step(g, stored, count)
             for (_, g), *stored in zip(leaves, *columns, strict=True)
         ]
         updates, *trees = (
@@ -354,26 +358,29 @@ def _aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list
         try:
             column = treedef.flatten_up_to(tree)
         except (TypeError, ValueError):
-            raise ValueError(_difference(updates, name, tree)) from None
-        columns.append(column)
-        for (path, g), leaf in zip(leaves, column, strict=True):
-            if g is None:
-                continue
+            column = None
+        pairs = [] if column is None else zip(leaves, column, strict=True)
+        kept = [(path, g, leaf) for (path, g), leaf in pairs if g is not None]
+        if column is None or not jax.tree_util.all_leaves([x for *_, x in kept]):
+            raise ValueError(
+                f"The gradients' tree is not that of {name}: "
+                f"{_difference(updates, tree)}."
+            )
+        for path, g, leaf in kept:
             _inexact_dtype(path, g, "gradient")  # or a TypeError
-            if not jax.tree_util.all_leaves([leaf]):
-                raise ValueError(_difference(updates, name, tree))
             if jnp.shape(g) != jnp.shape(leaf):
                 raise ValueError(
                     f"The gradient{_at(path)} has shape {jnp.shape(g)}, but {name} "
                     f"has {jnp.shape(leaf)} there."
                 )
+        columns.append(column)
     return leaves, treedef, columns
 
 
 def _check_params(updates: Any, params: Any) -> None:
     if params is None:
         return
-    leaves, _, (column,) = _aligned(updates, {"params": params})
+    leaves, _, (column,) = _aligned(updates, {"the parameters": params})
     for (path, g), p in zip(leaves, column, strict=True):
         if g is not None and jnp.iscomplexobj(g) and not jnp.iscomplexobj(p):
             raise TypeError(
@@ -400,7 +407,7 @@ def _check_stored(path: KeyPath, stored: dict[str, Any]) -> None:
     if len(set(dtypes.values())) > 1:
         both = " and ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise TypeError(
-            f"The state{_at(path)} has two dtypes: {both}. Cast one of them."
+            f"The state{_at(path)} has two dtypes: {both}. Cast one to the other's."
         )
 
 
@@ -417,7 +424,11 @@ def _check_mask(mask: Any, tree: Any) -> None:
     try:
         treedef.flatten_up_to(tree)
     except (TypeError, ValueError):
-        raise ValueError(_difference(tree, "weight_decay_mask", mask)) from None
+        whole = jax.tree.map(lambda x: None, mask)  # a None fits anything
+        raise ValueError(
+            "weight_decay_mask must be a tree of booleans like the parameters, or a "
+            f"prefix of it, but {_difference(whole, tree)}."
+        ) from None
 
 
 def _is_boolean(x: Any) -> bool:
@@ -437,35 +448,32 @@ def _inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _difference(updates: Any, name: str, tree: Any) -> str:
-    """What there is to say of two trees that are not alike."""
-    got, want = (
-        {keystr(path) or "the root" for path, _ in tree_flatten_with_path(x)[0]}
-        for x in (updates, tree)
-    )
-
-    def some(names: set[str]) -> str:
-        return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-
-    differences = [
-        f"{what} at {some(names)}"
-        for what, names in (("none", want - got), ("unknown ones", got - want))
-        if names
-    ]
-    said = " and ".join(differences) or _other_container(updates, tree)
-    return f"The gradients' tree is not that of {name}: {said}."
-
-
-def _other_container(got: Any, want: Any, path: KeyPath = ()) -> str:
-    """The first place where two trees of the same paths have other containers."""
+def _difference(got: Any, want: Any, path: KeyPath = ()) -> str:
+    """Where two trees differ first, and how. A None in the first fits anything."""
     at = keystr(path) or "the root"
-    if type(got) is not type(want):
-        return f"a {type(got).__name__} at {at} instead of a {type(want).__name__}"
-    pairs = zip(_children(got), _children(want), strict=True)
-    for (key, ours), (_, theirs) in pairs:
-        if jax.tree.structure(ours) != jax.tree.structure(theirs):
-            return _other_container(ours, theirs, (*path, *key))
-    return f"the {type(got).__name__} at {at} has other static fields"
+    kinds = _kind(got), _kind(want)
+    if kinds[0] != kinds[1]:
+        return f"{at} is {kinds[0]}, not {kinds[1]}"
+    ours, theirs = dict(_children(got)), dict(_children(want))
+    names = [[keystr((*path, *key)) for key in x] for x in (ours, theirs)]
+    missing, unknown = (sorted(set(a) - set(b)) for a, b in (reversed(names), names))
+    for names, what in ((missing, "missing"), (unknown, "unknown")):
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            return f"{shown} {'are' if len(names) > 1 else 'is'} {what}"
+    for key, child in ours.items():
+        other = theirs[key]
+        alike = jax.tree.structure(child) == jax.tree.structure(other)
+        if child is not None and not alike:
+            return _difference(child, other, (*path, *key))
+    return f"the static fields of {kinds[0]} at {at} differ"
+
+
+def _kind(node: Any) -> str:
+    if node is None:
+        return "None"
+    leaf = jax.tree_util.all_leaves([node])
+    return "an array" if leaf else f"a {type(node).__name__}"
 
 
 def _children(node: Any) -> list[tuple[KeyPath, Any]]:

@@ -1,14 +1,18 @@
 """Arguments, trees and errors of scale_by_adadelta and adadelta."""
 
+import functools
 import inspect
 import re
 
 import chex
+import equinox as eqx
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from equinox.internal import closure_to_pytree
 
 import adadelta_tx
 from adadelta_tx import _recurrence as recurrence
@@ -122,9 +126,11 @@ def test_dtypes(parameter, requested, stored):
         chex.assert_tree_all_finite((updates, new_state))
 
 
-def test_float64_is_float32_where_jax_has_no_float64():
-    state = adadelta_tx.scale_by_adadelta(accumulator_dtype="float64").init(np.ones(2))
-    assert state.e_g.dtype == state.e_x.dtype == jnp.float32
+@pytest.mark.parametrize("make", MAKERS)
+def test_float64_where_jax_has_no_float64(make):
+    tx = make(accumulator_dtype="float64")
+    with pytest.raises(ValueError, match=r"accumulator_dtype is float64, but .*x64"):
+        tx.init(np.ones(2))
 
 
 def test_gradient_of_another_dtype_keeps_the_state():
@@ -221,37 +227,76 @@ def test_leaf_is_not_floating_point(leaf):
 def test_update_of_another_shape():
     tx = adadelta_tx.scale_by_adadelta()
     state = tx.init({"w": jnp.ones((2, 3))})
-    with pytest.raises(ValueError, match=r"at \['w'\] has shape \(3,\).*had \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"at \['w'\] has shape \(3,\).*e_g has \(2, 3\)"
+    ):
         tx.update({"w": jnp.ones(3)}, state)
     with pytest.raises(ValueError, match=r"The gradient has shape \(3,\)"):
         tx.update(jnp.ones(3), tx.init(jnp.ones(2)))
 
 
-@pytest.mark.parametrize(
-    ("updates", "message"),
-    [
-        (
-            {"v": [1.0, 1.0]},
-            r"none at \['w'\]\[0\], .* and unknown ones at \['v'\]\[0\]",
-        ),
-        ({"w": [1.0]}, r"none at \['w'\]\[1\]\.$"),
-        ({"w": [1.0, 1.0], "v": 1.0}, r"init: unknown ones at \['v'\]\.$"),
-        ({"w": (1.0, 1.0)}, "the containers differ"),
-        ({"w": 1.0}, r"none at \['w'\]\[0\], .* and unknown ones at \['w'\]\.$"),
-        (1.0, r"none at \['w'\]\[0\], .* and unknown ones at the root"),
-    ],
-)
+TREES = [
+    ({"v": [1.0, 1.0]}, r"\['w'\] is missing\.$"),
+    ({"w": [1.0]}, r"\['w'\]\[1\] is missing\.$"),
+    ({"w": [1.0, 1.0], "v": 1.0}, r"\['v'\] is unknown\.$"),
+    ({"w": [1.0, 1.0], **dict.fromkeys("abcd", 1.0)}, r"\['a'\].*, … are unknown\.$"),
+    ({"w": (1.0, 1.0)}, r"\['w'\] is a tuple, not a list\.$"),
+    ({"w": 1.0}, r"\['w'\] is an array, not a list\.$"),
+    (1.0, "the root is an array, not a dict"),
+    (flax.core.FrozenDict({"w": [1.0, 1.0]}), "the root is a FrozenDict, not a dict"),
+    ({"w": [1.0, [1.0]]}, r"\['w'\]\[1\] is a list, not an array\.$"),
+]
+
+
+@pytest.mark.parametrize(("updates", "message"), TREES)
 def test_update_of_another_tree(updates, message):
-    tx = adadelta_tx.scale_by_adadelta()
-    state = tx.init({"w": [1.0, 1.0]})
-    with pytest.raises(ValueError, match=f"tree is not that of .*{message}"):
-        tx.update(updates, state)
+    """Than the state's, or, with any decay, the parameters'."""
+    params = {"w": [1.0, 1.0]}
+    for dtype in (None, "uint8"):
+        tx = adadelta_tx.scale_by_adadelta(accumulator_dtype=dtype)
+        with pytest.raises(ValueError, match=f"tree is not that of the s.*{message}"):
+            tx.update(updates, tx.init(params))
+    for decay in (0.0, 0.1, optax.constant_schedule(0.1)):
+        tx = adadelta_tx.adadelta(weight_decay=decay)
+        with pytest.raises(ValueError, match=f"tree is not that of the p.*{message}"):
+            tx.update(updates, tx.init(params), params)
 
 
 def test_gradient_of_a_parameter_that_was_none():
     tx = adadelta_tx.scale_by_adadelta()
-    with pytest.raises(ValueError, match=r"init: unknown ones at \['a'\]\.$"):
+    with pytest.raises(ValueError, match=r"\['a'\] is an array, not None\.$"):
         tx.update({"a": 1.0, "b": 1.0}, tx.init({"a": None, "b": 1.0}))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1, optax.constant_schedule(0.1)])
+@pytest.mark.parametrize("shape", [(), (3,), (1, 3), (2, 1), (3, 2), (1, 2, 3)])
+@pytest.mark.parametrize("what", ["gradient", "parameter"])
+def test_nothing_broadcasts(decay, shape, what):
+    params = {"w": jnp.ones((2, 3))}
+    other = {"w": jnp.ones(shape)}
+    tx = adadelta_tx.adadelta(weight_decay=decay)
+    grads, params = (other, params) if what == "gradient" else (params, other)
+    with pytest.raises(
+        ValueError, match=r"gradient at \['w'\] has shape .* but the pa"
+    ):
+        tx.update(grads, tx.init({"w": jnp.ones((2, 3))}), params)
+
+
+def test_parameters_without_a_gradient_can_be_anything():
+    """As in an Equinox module, whose functions are leaves."""
+    tx = adadelta_tx.adadelta(weight_decay=0.1)
+    state = tx.init({"w": jnp.ones(2), "f": None})
+    updates, _ = tx.update(
+        {"w": jnp.ones(2), "f": None}, state, {"w": jnp.ones(2), "f": jax.nn.relu}
+    )
+    assert updates["f"] is None
+
+
+def test_complex_gradient_of_a_real_parameter():
+    tx = adadelta_tx.adadelta()
+    state = tx.init({"w": jnp.ones(2)})
+    with pytest.raises(TypeError, match=r"\['w'\] is complex, but .* float32\. Take"):
+        tx.update({"w": jnp.ones(2, complex)}, state, {"w": jnp.ones(2)})
 
 
 def test_weight_decay_needs_parameters():
@@ -262,9 +307,9 @@ def test_weight_decay_needs_parameters():
 
 def test_leaves_of_one_shape_are_traced_once(monkeypatch):
     calls = []
-    arithmetic = recurrence.update
+    arithmetic = recurrence.new_share
     monkeypatch.setattr(
-        recurrence, "update", lambda *args: calls.append(1) or arithmetic(*args)
+        recurrence, "new_share", lambda *args: calls.append(1) or arithmetic(*args)
     )
     params = {f"w{i}": jnp.ones(2 + i % 2) for i in range(10)}
     for tx in (adadelta_tx.adadelta(), adadelta_tx.adadelta(accumulator_dtype="uint8")):
@@ -273,11 +318,241 @@ def test_leaves_of_one_shape_are_traced_once(monkeypatch):
         calls.clear()
 
 
-@pytest.mark.parametrize("narrow", [0, 1])
-def test_state_of_two_dtypes(narrow):
-    """As a program may restore it."""
-    s, d = (jnp.zeros(3, jnp.bfloat16 if i == narrow else None) for i in range(2))
-    tx = adadelta_tx.scale_by_adadelta(0.99)
-    updates, state = tx.update(jnp.ones(3), optax.ScaleByAdaDeltaState(s, d))
-    np.testing.assert_allclose(updates, np.sqrt(1e-6 / (0.01 + 1e-6)), rtol=0.02)
-    assert [x.dtype for x in state] == [s.dtype, d.dtype]
+@pytest.mark.parametrize("part", ["e_g", "e_x"])
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (jnp.zeros((1, 3)), ValueError, r"has shape \(3,\), but .*\(1, 3\)"),
+        (jnp.zeros(()), ValueError, r"has shape \(3,\), but .*\(\)"),
+        (jnp.zeros(3, "float16"), TypeError, r"two dtypes: .*float16"),
+        (jnp.zeros(3, "bfloat16"), TypeError, r"two dtypes: .*bfloat16"),
+        (jnp.zeros(3, "int32"), TypeError, "is int32; it must be float16 or bf"),
+        (jnp.zeros(3, "float8_e5m2"), TypeError, "is float8_e5m2; it must be"),
+        (jnp.zeros(3, complex), TypeError, "is complex64. A complex state .* |g|²"),
+        ([jnp.zeros(3)], ValueError, r"\['w'\] is an array, not a list"),
+        (None, ValueError, r"\['w'\] is an array, not None"),
+    ],
+)
+def test_state_that_does_not_fit(part, wrong, error, message):
+    """One accumulator or the other."""
+    tx = adadelta_tx.scale_by_adadelta()
+    grads = {"w": jnp.ones(3)}
+    state = tx.init(grads)._replace(**{part: {"w": wrong}})
+    with pytest.raises(error, match=message):
+        tx.update(grads, state)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])
+def test_codes_that_are_none(dtype):
+    tx = adadelta_tx.scale_by_adadelta(accumulator_dtype="uint8")
+    state = tx.init({"w": jnp.ones(3)})
+    wrong = state._replace(codes={"w": jnp.zeros(3, dtype)})
+    with pytest.raises(TypeError, match=rf"\['w'\] is {dtype}; it must be uint16"):
+        tx.update({"w": jnp.ones(3)}, wrong)
+    for count in (jnp.zeros(2, jnp.int32), jnp.zeros(()), jnp.uint32(3)):
+        with pytest.raises(TypeError, match=r"count must be an int32 scalar, got"):
+            tx.update({"w": jnp.ones(3)}, state._replace(count=count))
+
+
+def test_complex_state_of_optax():
+    params = jnp.ones(2, complex)
+    theirs = optax.adadelta(1.0)
+    _, state = theirs.update(1j * params, theirs.init(params), params)
+    with pytest.raises(TypeError, match=r"e_g is complex64.*averages of g²"):
+        adadelta_tx.adadelta().update(params, state, params)
+
+
+class Model(eqx.Module):
+    w: jax.Array
+
+    def __call__(self, x):
+        return self.w * x
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+@pytest.mark.parametrize(
+    "value", [Model(jnp.ones(3)), jax.tree_util.Partial(jnp.dot, jnp.ones(3))]
+)
+def test_a_model_is_no_learning_rate(name, value):
+    with pytest.raises(
+        TypeError, match=f"{name} must be a number or a schedule, got a"
+    ):
+        adadelta_tx.adadelta(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (np.float32([0.5]), TypeError, "must be a real number, got"),
+        (jnp.ones(2), TypeError, "must be a real number, got"),
+        ("0.1", TypeError, "must be a real number, got"),
+        (-0.5, ValueError, r"must be finite and at least 0, got -0\.5"),
+        (jnp.float32(-1), ValueError, r"must be finite and at least 0, got -1\.0"),
+        (float("nan"), ValueError, "must be finite and at least 0, got nan"),
+    ],
+)
+def test_what_a_schedule_gives_is_checked(name, value, error, message):
+    tx = adadelta_tx.adadelta(**{name: lambda count: value})
+    x = jnp.ones(2)
+    with pytest.raises(error, match=f"{name}, as its schedule gives it.*{message}"):
+        tx.update(x, tx.init(x), x)
+
+
+def test_a_schedule_that_is_traced_is_used_as_it_is():
+    tx = adadelta_tx.adadelta(lambda count: -1.0 - count)
+    x = jnp.ones(2)
+    updates, _ = jax.jit(tx.update)(x, tx.init(x), x)
+    assert (updates > 0).all()
+
+
+@pytest.mark.parametrize("mask", [{"w": True}, lambda params: True])
+def test_mask_without_a_decay(mask):
+    with pytest.raises(
+        ValueError, match="weight_decay_mask is given, but weight_decay"
+    ):
+        adadelta_tx.adadelta(weight_decay_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ({"w": True, "b": True, "v": True}, ValueError, r"but \['v'\] is unknown"),
+        ({"w": True}, ValueError, r"prefix of it, but \['b'\] is missing"),
+        ({"w": True, "b": (True,)}, ValueError, r"but \['b'\] is a tuple, not an arr"),
+        ({"w": 1, "b": True}, TypeError, r"\['w'\] must be True or False, got 1"),
+        ({"w": jnp.ones(2, bool), "b": True}, TypeError, r"\['w'\] must be True or Fa"),
+    ],
+)
+@pytest.mark.parametrize("function", [False, True])
+def test_mask_that_does_not_fit(mask, error, message, function):
+    params = {"w": jnp.ones(2), "b": jnp.ones(())}
+    given = (lambda _: mask) if function else mask
+    tx = adadelta_tx.adadelta(weight_decay=0.1, weight_decay_mask=given)
+    with pytest.raises(error, match=f"weight_decay_mask.*{message}"):
+        tx.init(params)
+    state = adadelta_tx.adadelta(weight_decay=0.1, weight_decay_mask=True).init(params)
+    with pytest.raises(error, match=f"weight_decay_mask.*{message}"):
+        tx.update(params, state, params)
+
+
+ACCUMULATORS = [None, "uint8", "float16", "bfloat16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("accumulator_dtype", ACCUMULATORS)
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
+)
+def test_strict_promotion(dtype, accumulator_dtype):
+    """Alone, with decay, schedules and arrays, and injected."""
+    schedule = optax.linear_schedule(1.0, 0.1, 10)
+    inject = optax.inject_hyperparams(
+        adadelta_tx.adadelta,
+        static_args=("accumulator_dtype", "weight_decay_mask"),
+        hyperparam_dtype=jnp.float32,
+    )
+    arrays = [jnp.float32(x) for x in (0.5, 0.99, 1e-6, 0.1)]
+    makers = [
+        adadelta_tx.adadelta,
+        functools.partial(adadelta_tx.adadelta, 0.5, 0.99, weight_decay=0.1),
+        functools.partial(adadelta_tx.adadelta, schedule, weight_decay=schedule),
+        functools.partial(adadelta_tx.adadelta, *arrays),
+        functools.partial(inject, 0.5, 0.99, weight_decay=0.1),
+    ]
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        params = {"w": jax.ShapeDtypeStruct((3,), dtype)}
+        for make in makers:
+            tx = make(accumulator_dtype=accumulator_dtype)
+            state = jax.eval_shape(tx.init, params)
+            updates, new_state = jax.eval_shape(tx.update, params, state, params)
+            assert updates["w"].dtype == dtype
+            chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
+            jax.eval_shape(adadelta_tx.effective_learning_rate, state)
+
+
+@pytest.mark.parametrize("accumulator_dtype", [None, "float16", "bfloat16", "uint8"])
+def test_derivative_by_epsilon(accumulator_dtype):
+    """By finite differences of float32's; the others round."""
+
+    def total(eps, dtype=accumulator_dtype):
+        tx = adadelta_tx.scale_by_adadelta(0.99, eps, accumulator_dtype=dtype)
+        g = jnp.full(2000, 1e-2)
+        state = tx.init(g)
+        for _ in range(3):
+            u, state = tx.update(g, state)
+        return jnp.mean(u)
+
+    want = float(total(1.05e-4, None) - total(0.95e-4, None)) / 1e-5
+    assert float(jax.grad(total)(1e-4)) == pytest.approx(want, rel=0.05)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.95, 0.99])
+@pytest.mark.parametrize("accumulator_dtype", [None, "float16", "bfloat16", "uint8"])
+def test_nothing_raises_where_nans_and_infinities_do(accumulator_dtype, rho):
+    tx = adadelta_tx.adadelta(rho=rho, accumulator_dtype=accumulator_dtype)
+    x = {"empty": jnp.ones((0, 3)), "w": jnp.array([0.0, 1e-30, 1.0, 3e38])}
+    with jax.debug_nans(True), jax.debug_infs(True):
+        state = tx.init(x)
+        for update in (tx.update, jax.jit(tx.update)):
+            for _ in range(2):
+                _, state = update(x, state, x)
+        adadelta_tx.effective_learning_rate(state)
+        adadelta_tx.effective_learning_rate(state, percentiles=(5, 50))
+
+
+@pytest.mark.parametrize("accumulator_dtype", [None, "bfloat16", "uint8"])
+def test_export_with_symbolic_shapes(accumulator_dtype):
+    tx = adadelta_tx.adadelta(rho=0.99, accumulator_dtype=accumulator_dtype)
+
+    def step(x, state):
+        rates = adadelta_tx.effective_learning_rate(state, percentiles=(5, 50))
+        return tx.update(x, state, x), rates
+
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n, m"), jnp.float32)
+    exported = jax.export.export(jax.jit(step))(shape, jax.eval_shape(tx.init, shape))
+    x = jnp.arange(12.0).reshape(3, 4)
+    got, rates = exported.call(x, tx.init(x))
+    chex.assert_trees_all_close(got, jax.jit(tx.update)(x, tx.init(x), x), rtol=1e-6)
+    np.testing.assert_allclose(rates, 1.0)
+
+
+def test_a_hyperparameter_that_is_an_array_stays_a_leaf():
+    """So another value compiles nothing anew, as in Optimistix."""
+
+    def leaves(*arguments):
+        tx = adadelta_tx.adadelta(*arguments)
+        closed = closure_to_pytree(tx.update)
+        return [x for x in jax.tree.leaves(closed) if isinstance(x, jax.Array)]
+
+    for i in range(4):
+        arguments = [0.5, 0.9, 1e-6, 0.1]
+        arguments[i] = jnp.float32(arguments[i])
+        assert any(x is arguments[i] for x in leaves(*arguments)), i
+
+
+def test_eager_updates_compile_a_leaf_once(monkeypatch):
+    """Compiled per shape, not operation by operation."""
+    calls = []
+    arithmetic = recurrence.new_share
+    monkeypatch.setattr(
+        recurrence, "new_share", lambda *args: calls.append(1) or arithmetic(*args)
+    )
+    params = {f"w{i}": jnp.ones((7, 11)) for i in range(5)}
+    for dtype in (None, "uint8"):
+        tx = adadelta_tx.scale_by_adadelta(0.93, accumulator_dtype=dtype)
+        state = tx.init(params)
+        for _ in range(3):
+            _, state = tx.update(params, state)
+        assert len(calls) == 1
+        calls.clear()
+    for value in (0.91, 0.92):  # a traced one as well, whatever its value
+        tx = adadelta_tx.scale_by_adadelta(jnp.float32(value))
+        tx.update(params, tx.init(params))
+    assert len(calls) == 1
+
+
+def test_extra_arguments_are_ignored():
+    for make in MAKERS:
+        tx = make()
+        assert isinstance(tx, optax.GradientTransformationExtraArgs)
+        tx.update(1.0, tx.init(1.0), 1.0, value=3.0)
