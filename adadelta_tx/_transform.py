@@ -187,7 +187,8 @@ def adadelta(
         bfloat16, float32 or float64. ``None`` takes the parameter's, but at
         least float32, and the real one for a complex parameter. bfloat16 is
         rounded to the nearest, and for ``rho`` from 0.98 on at random, where the
-        gradient is not 0; float16 wants ``eps`` of at least 1e-6. uint8 stores 8 bits
+        gradient is not 0; float16 wants ``eps`` of at least 1e-6, and after many
+        gradients of 0 its averages below 6e-7 no longer decay. uint8 stores 8 bits
         each of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded at random: right in the
         mean, while those of one element are tens of percent off. They end at
         RMS[Δx] = 65,000 √ε, and belong to one ``eps``: with another one they
@@ -197,9 +198,7 @@ def adadelta(
       An :class:`optax.GradientTransformationExtraArgs`. Its state has the
       structure of ``optax.adadelta``'s, two accumulators of the parameter's
       shape a leaf; with uint8, a count and one uint16 array a leaf. Updates
-      have the gradients' shapes, and their dtypes unless weight decay or a
-      traced learning rate of a wider dtype promote them. ``update`` needs
-      ``params``.
+      have the gradients' shapes and dtypes. ``update`` needs ``params``.
 
     Raises:
       TypeError: If a hyperparameter is not a number. In ``init`` and

@@ -146,7 +146,7 @@ def test_gradient_of_another_dtype_keeps_the_state():
 
 
 def test_no_nan_on_a_zero_float16_gradient():
-    """Of optax.adadelta's: https://github.com/google-deepmind/optax/issues/1552."""
+    """Of optax.adadelta's: https://github.com/google-deepmind/optax/issues/1789."""
     params = jnp.zeros(3, jnp.float16)
     for eps in (1e-6, 1e-8, 1e-300):
         tx = adadelta_tx.adadelta(eps=eps)
