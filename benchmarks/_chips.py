@@ -33,7 +33,7 @@ class Chip(NamedTuple):
     """Of both numbers."""
 
 
-_TPU_DOCS = "https://cloud.google.com/tpu/docs/"
+_TPU_DOCS = "https://docs.cloud.google.com/tpu/docs/"
 _GPU_SPECS = (
     "https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs; "
     "4 schedulers a core, each 1 instruction of 32 threads a cycle: "
@@ -106,12 +106,12 @@ CHIPS = {
     "TPU v4": _tpu(
         "v4",
         1200,
-        {1: "2x2x1", 4: "2x2x1", 256: "4x8x8", 512: "8x8x8"},
+        {1: "2x2x1", 256: "4x8x8", 512: "8x8x8"},
         chip_config_name="megacore",
     ),
-    "TPU v5e": _tpu("v5e", 819, {1: "2x2", 4: "2x2", 256: "16x16", 512: "16x16"}),
+    "TPU v5e": _tpu("v5e", 800, {1: "2x2", 4: "2x2", 256: "16x16", 512: "16x16"}),
     "TPU v5p": _tpu("v5p", 2765, {1: "2x2x1", 4: "2x2x1", 256: "4x8x8", 512: "8x8x8"}),
-    "TPU v6e": _tpu("v6e", 1640, {1: "2x2", 4: "2x2", 256: "16x16", 512: "16x16"}),
+    "TPU v6e": _tpu("v6e", 1600, {1: "2x2", 256: "16x16", 512: "16x16"}),
     "A100": _gpu(
         "A100", 8, 108, 2039040000000, 1.41, 64, 41943040, 85100068864, 167936
     ),
@@ -146,6 +146,7 @@ def prepare() -> None:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         # No TPU's metadata server is asked; the topology says what there is.
         "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_LOG_DIR": "disabled",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
@@ -193,9 +194,11 @@ def compile_for(
     """Compiles ``step``, whose first two arguments are donated, and counts."""
     gpu = CHIPS[chip].issue_rate is not None
     with tempfile.TemporaryDirectory() as folder:
-        options = {"xla_dump_to": folder} if gpu and machine_code else None
+        listed = gpu and machine_code
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments)
-        compiled = lowered.compile(compiler_options=options)
+        compiled = lowered.compile(
+            compiler_options={"xla_dump_to": folder} if listed else None
+        )
         analysis = None if gpu else compiled.cost_analysis()
         memory = compiled.memory_analysis()
         assert memory is not None
@@ -203,7 +206,7 @@ def compile_for(
             *count(compiled.as_text() or ""),
             analysis and analysis["bytes accessed"],
             memory.temp_size_in_bytes,
-            _instructions(Path(folder), chip) if options else None,
+            _instructions(Path(folder), chip) if listed else None,
         )
 
 

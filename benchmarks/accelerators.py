@@ -36,7 +36,11 @@ from benchmarks import _report as report
 SIDE, LEAVES = 4096, (1, 8)
 WIDTH, HIDDEN_PER_CHIP, TOKENS = 4096, 1024, 2048
 FLOAT32, OPTAX, SGD = "float32", "optax.adadelta", "optax.sgd"
-QUICK = {"TPU v5e": 1, "TPU v5p": 1, "H100": 1, "B200": 1}
+IN_TRAINING = (FLOAT32, "bfloat16, ρ 0.99", "uint8", OPTAX)
+"""Kinds to compile the whole training step with, next to those of :data:`OTHERS`."""
+HOSTS = {"TPU v5e": 4, "H100": 8}
+"""Chips of one machine, to compile that step for; and for as many as there are."""
+QUICK = ("TPU v5e", "TPU v5p", "H100", "B200")
 """Chips to compile the optimizer alone for, with ``--quick``."""
 
 
@@ -76,29 +80,24 @@ class Job(NamedTuple):
 
 
 def jobs(quick: bool) -> list[Job]:
-    """All of them, those that take longest first."""
-    if quick:
-        return [
-            Job(chip, count, kind, leaves)
-            for chip, count in QUICK.items()
-            for kind in KINDS
-            for leaves in LEAVES
-        ]
+    """All of them; or the optimizer alone on single chips, and training on hosts."""
+    slices = {name: [*chip.slices] for name, chip in chips.CHIPS.items()}
     alone = [
         Job(chip, count, kind, leaves)
-        for chip, (slices, *_) in chips.CHIPS.items()
-        for count in slices
-        if count != 4
+        for chip in (QUICK if quick else slices)
+        for count in (slices[chip][:1] if quick else slices[chip])
         for kind in KINDS
         for leaves in (LEAVES if count == 1 else LEAVES[-1:])
     ]
+    training = [*HOSTS.items()]
+    if not quick:
+        training += [(chip, max(counts)) for chip, counts in slices.items()]
     whole = [
         Job(chip, count, kind, None)
-        for chip, (slices, *_) in chips.CHIPS.items()
-        for count in (min(x for x in slices if x > 1), max(slices))
-        for kind in (*OTHERS, *KINDS)
+        for chip, count in training
+        for kind in (*OTHERS, *IN_TRAINING)
     ]
-    return whole + alone
+    return alone + whole
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -187,14 +186,14 @@ def _size(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.ndim)
 
 
-def measure_all(todo: Iterable[Job], processes: int = 2) -> list[dict[str, Any]]:
+def measure_all(todo: Iterable[Job]) -> list[dict[str, Any]]:
     """A row a job, in their order."""
     todo = list(todo)
     new = multiprocessing.get_context("spawn")
     rows = {}
     with (
         tqdm(total=len(todo), unit="program", disable=None) as progress,
-        ProcessPoolExecutor(processes, new, initializer=_start) as workers,
+        ProcessPoolExecutor(mp_context=new, initializer=_start) as workers,
     ):
         with chips.quiet():  # the processes that start here, for good
             futures = {workers.submit(measure, job): job for job in todo}
@@ -285,37 +284,20 @@ def roofline_table(rows: list[dict[str, Any]]) -> str:
 
 def whole_table(rows: list[dict[str, Any]]) -> str:
     """The whole training step, compared with that of SGD."""
-    lines = []
     sgd = {(r["chip"], r["chips"]): r for r in rows if r["kind"] == SGD}
+    lines = []
     for row in rows:
         base = sgd[row["chip"], row["chips"]]
-        start = [row["chip"], str(row["chips"]), row["kind"]]
         if "error" in row or "error" in base:
-            lines.append([*start, row.get("error") or base["error"], *[""] * 4])
-            continue
-        each, more = row["parameters"], row is not base
-
-        def a_parameter(
-            name: str, row: Any = row, base: Any = base, each: float = each
-        ) -> str:
-            if row[name] is None:
-                return ""
-            less = base[name] if row is not base else 0
-            return f"{(row[name] - less) / each:{'+' if row is not base else ''}.1f}"
-
-        sign = "+" if more else ""
-        lines.append(
-            [
-                *start,
-                a_parameter("memory_bytes"),
-                a_parameter("analysed_bytes"),
-                a_parameter("temporary_bytes"),
-                *(
-                    f"{row[name] - (base[name] if more else 0):{sign}}"
-                    for name in ("array_kernels", "collectives")
-                ),
+            cells = [row.get("error") or base["error"], *[""] * 4]
+        else:
+            sizes = ("memory_bytes", "analysed_bytes", "temporary_bytes")
+            each = row["parameters"]
+            cells = [
+                *(_beyond(row, base, name, ".1f", each) for name in sizes),
+                *(_beyond(row, base, x, "d") for x in ("array_kernels", "collectives")),
             ]
-        )
+        lines.append([row["chip"], str(row["chips"]), row["kind"], *cells])
     return report.table(
         [
             "the whole step",
@@ -329,6 +311,16 @@ def whole_table(rows: list[dict[str, Any]]) -> str:
         ],
         lines,
     )
+
+
+def _beyond(
+    row: Any, base: Any, name: str, digits: str, each: float | None = None
+) -> str:
+    """The number itself for ``base``, and for others how much more it is."""
+    if row[name] is None:
+        return ""
+    number, sign = (row[name], "") if row is base else (row[name] - base[name], "+")
+    return f"{number / each if each else number:{sign}{digits}}"
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -349,7 +341,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the calculated time of a step, as a share of float32's limit."""
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(row["chip"] for row in rows))
     shift = {kind: 0.24 - 0.48 * i / (len(KINDS) - 1) for i, kind in enumerate(KINDS)}
@@ -376,7 +368,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 label=shown,
             )
             shown = "_"
-    axes.plot([], [], "o", fillstyle="none", color="0.4", label="bound by instructions")
+    axes.plot(
+        [], [], "ow", markeredgecolor="C0", label="hollow: bound by\ninstructions"
+    )
     axes.axvline(1, color="0.4", linewidth=1, linestyle="--")
     axes.set(
         title="The least time that a step can take, calculated:\n"
@@ -401,9 +395,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="the optimizer alone, on few chips"
-    )
+    parser.add_argument("--quick", action="store_true", help="few chips")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
     try:
@@ -418,7 +410,11 @@ def main(arguments: list[str] | None = None) -> None:
         environment = report.describe()
     print(", ".join(f"{name} {number}" for name, number in versions.items()))
     print(environment)
-    results = {"versions": versions, "rows": rows}
+    peaks = {
+        name: {"bandwidth": x.bandwidth, "issue_rate": x.issue_rate, "source": x.source}
+        for name, x in chips.CHIPS.items()
+    }
+    results = {"versions": versions, "chips": peaks, "rows": rows}
     print(f"written: {report.write(options.out, 'accelerators', results)}")
     draw(rows, options.out / "accelerators.png")
     print(f"picture: {options.out / 'accelerators.png'}")
