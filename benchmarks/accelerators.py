@@ -344,6 +344,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(row["chip"] for row in rows))
+    hollow = False
     shift = {kind: 0.24 - 0.48 * i / (len(KINDS) - 1) for i, kind in enumerate(KINDS)}
     for (kind, offset), marker in zip(shift.items(), "os^vDX", strict=True):
         shown = kind
@@ -358,6 +359,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 for name, seconds in least_seconds(row).items()
             }
             by_instructions = share.get("instructions", 0) > share["bytes"]
+            hollow |= by_instructions
             axes.plot(
                 max(share.values()),
                 names.index(row["chip"]) - offset,
