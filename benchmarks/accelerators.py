@@ -370,9 +370,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 label=shown,
             )
             shown = "_"
-    axes.plot(
-        [], [], "ow", markeredgecolor="C0", label="hollow: bound by\ninstructions"
-    )
+    if hollow:
+        label = "hollow: bound by\ninstructions"
+        axes.plot([], [], "ow", markeredgecolor="C0", label=label)
     axes.axvline(1, color="0.4", linewidth=1, linestyle="--")
     axes.set(
         title="The least time that a step can take, calculated:\n"
