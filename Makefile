@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench accelerators test-accelerators clean
 
 demo: .venv/bench
 	$(BIN)/python -m benchmarks.demo
@@ -21,8 +21,14 @@ bench: .venv/peers
 	$(BIN)/python -m benchmarks.training $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.stateful $(if $(QUICK),--quick)
 
+accelerators: .venv-accelerators/installed
+	.venv-accelerators/bin/python -m benchmarks.accelerators $(if $(QUICK),--quick)
+
+test-accelerators: .venv-accelerators/installed
+	.venv-accelerators/bin/python -m pytest -m accelerators tests/test_accelerators.py
+
 clean:
-	rm -rf .venv dist results .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-accelerators dist results .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bench .venv/peers .venv/test: .venv/%: pyproject.toml | .venv/bin/python
@@ -31,3 +37,9 @@ clean:
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+# JAX loads the compilers wherever they are installed, so they have an environment.
+.venv-accelerators/installed: pyproject.toml
+	test -x .venv-accelerators/bin/python || $(PYTHON) -m venv .venv-accelerators
+	.venv-accelerators/bin/python -m pip install --quiet --editable '.[accelerators]'
+	touch $@
