@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -279,3 +280,64 @@ def test_sharded_parameters():
     assert updates.sharding.is_equivalent_to(sharding, 2)
     for word in ("all-", "collective", "reduce-scatter"):
         assert word not in compiled.as_text()
+
+
+INJECT = optax.inject_hyperparams(
+    adadelta_tx.adadelta,
+    static_args=("accumulator_dtype", "weight_decay_mask"),
+    hyperparam_dtype=jnp.float32,
+)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
+@pytest.mark.parametrize("accumulator_dtype", [None, "bfloat16", "uint8"])
+def test_apply_if_finite_around_inject_hyperparams(dtype, accumulator_dtype):
+    """As the README has it: its two branches have the same dtypes."""
+    inner = INJECT(0.5, weight_decay=0.1, accumulator_dtype=accumulator_dtype)
+    tx = optax.apply_if_finite(inner, max_consecutive_errors=1000)
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+    broken = jax.tree.map(lambda p: p * jnp.nan, params)
+    once, state = train(tx, params, [params])
+    twice, state = train(tx, once, [broken], state)
+    chex.assert_trees_all_equal(once, twice)
+    assert state.total_notfinite == 1
+
+
+def test_maximising_with_weight_decay():
+    """As torch's maximize: the gradient changes its sign, not the decay."""
+    decay = 0.1
+    tx = optax.chain(optax.scale(-1.0), adadelta_tx.adadelta(weight_decay=decay))
+    x, state = np.float64([2.0, -3.0]), tx.init(jnp.zeros(2))
+    s = d = 0.0
+    for g in ([1.0, 2.0], [0.5, -1.0], [0.0, 0.0]):
+        updates, state = tx.update(jnp.array(g), state, jnp.asarray(x, jnp.float32))
+        total = -np.float64(g) + decay * x
+        s = 0.95 * s + 0.05 * total**2
+        u = np.sqrt((d + 1e-6) / (s + 1e-6)) * total
+        d = 0.95 * d + 0.05 * u**2
+        np.testing.assert_allclose(updates, -u, rtol=1e-5)
+        x = x - u
+
+
+def test_real_and_imaginary_part_as_two_numbers():
+    """As torch treats a complex parameter."""
+    rng = np.random.default_rng(0)
+    grads = rng.normal(size=(STEPS, 5)) + 1j * rng.normal(size=(STEPS, 5))
+    grads = grads.astype(np.complex64)
+    tx = optax.contrib.split_real_and_imaginary(adadelta_tx.scale_by_adadelta())
+    state = tx.init(jnp.asarray(grads[0]))
+    parts = (textbook.adadelta(x, 0.95, 1e-6) for x in (grads.real, grads.imag))
+    for g, (real, _, _), (imag, _, _) in zip(grads, *parts, strict=True):
+        u, state = tx.update(jnp.asarray(g), state)
+        np.testing.assert_allclose(u, real + 1j * imag, rtol=1e-5)
+
+
+def test_traced_learning_rate_keeps_the_dtype_of_updates():
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), PARAMS)
+
+    @jax.jit
+    def updates(rate, decay):
+        tx = adadelta_tx.adadelta(rate, weight_decay=decay)
+        return tx.update(params, tx.init(params), params)[0]
+
+    chex.assert_trees_all_equal_dtypes(updates(0.5, 0.1), params)
