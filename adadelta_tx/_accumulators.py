@@ -168,8 +168,8 @@ def advance(
         exact = recurrence.bounded(exact, _largest_coded(c.eps))
         share = recurrence.new_share(exact, recurrence.relative(c))
         pair = recurrence.next_pair(share, *rounding.pair(stored[0], real), c)
-        codes, *pair = rounding.round_pair(*pair, count)
-        u = recurrence.update_of_pair(exact, share, *pair, c)
+        codes, a, b = rounding.round_pair(*pair, count)
+        u = recurrence.update_of_pair(exact, share, a, b, c)
         return u.astype(g.dtype), codes
     dtype = stored[0].dtype
     exact = recurrence.bounded(exact, _largest(dtype))

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jax.tree_util import KeyPath, keystr, tree_flatten_with_path
+from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
 from adadelta_tx import _accumulators as accumulators
+from adadelta_tx import _trees as trees
 from adadelta_tx._hyperparameters import BELOW_1, POSITIVE, rate, scalar
 
 
@@ -60,35 +61,33 @@ def scale_by_adadelta(
       >>> [f"{u:.5f}" for u in updates["w"]]
       ['-0.00447', '0.00447']
     """
-    rho = scalar("rho", rho, *BELOW_1)
-    eps = scalar("eps", eps, *POSITIVE)
+    numbers = scalar("rho", rho, *BELOW_1), scalar("eps", eps, *POSITIVE)
     requested_dtype = accumulators.check_requested(accumulator_dtype)
-    fixed = isinstance(rho, float) and isinstance(eps, float)
+    fixed = all(isinstance(number, float) for number in numbers)
     # Leaves of one shape are traced once. What is compiled outside of any jit belongs
     # to this transformation and goes with it; numbers that are arrays are arguments.
-    own = functools.partial(accumulators.advance, rho, eps)
+    own = functools.partial(accumulators.advance, *numbers)
     compiled = jax.jit(own) if fixed else _advance
 
     def step(g: Any, stored: Any, count: Any) -> tuple[jax.Array, ...]:
-        numbers = () if fixed else (rho, eps)
-        return compiled(
-            *numbers, jnp.asarray(g), tuple(map(jnp.asarray, stored)), count
-        )
+        arrays = jnp.asarray(g), tuple(map(jnp.asarray, stored)), count
+        return compiled(*(() if fixed else numbers), *arrays)
 
     def init_fn(params: Any) -> accumulators.State:
         def zeros(path: KeyPath, leaf: Any) -> jax.Array:
-            dtype = _inexact_dtype(path, leaf, "parameter")
+            dtype = trees.inexact_dtype(path, leaf, "parameter")
             return accumulators.zeros(
                 leaf, accumulators.storage_dtype(requested_dtype, dtype)
             )
 
         coded = requested_dtype == jnp.uint8
         # Not the same arrays twice: a training loop donates both.
-        trees = [
+        averages = [
             jax.tree_util.tree_map_with_path(zeros, params)
             for _ in range(1 if coded else 2)
         ]
-        return accumulators.as_state(trees, jnp.zeros([], jnp.int32) if coded else None)
+        count = jnp.zeros([], jnp.int32) if coded else None
+        return accumulators.as_state(averages, count)
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -99,16 +98,16 @@ def scale_by_adadelta(
                 "The state must be an optax.ScaleByAdaDeltaState or, for uint8, a "
                 f"CodedState, as init returns it, got {type(state).__name__}."
             )
-        _check_params(updates, params)
-        trees, count = accumulators.parts(state)
-        names = state._fields[-len(trees) :]
-        leaves, treedef, columns = _aligned(
+        trees.check_params(updates, params)
+        averages, count = accumulators.parts(state)
+        names = state._fields[-len(averages) :]
+        leaves, treedef, columns = trees.aligned(
             updates,
-            {f"the state's {key}": x for key, x in zip(names, trees, strict=True)},
+            {f"the state's {key}": x for key, x in zip(names, averages, strict=True)},
         )
         for (path, g), *stored in zip(leaves, *columns, strict=True):
             if g is not None:
-                _check_stored(path, dict(zip(names, stored, strict=True)))
+                trees.check_stored(path, dict(zip(names, stored, strict=True)))
         if count is not None:
             count = jnp.asarray(count)
             if count.shape or count.dtype != jnp.int32:
@@ -120,13 +119,13 @@ def scale_by_adadelta(
             (None, *stored) if g is None else step(g, stored, count)
             for (_, g), *stored in zip(leaves, *columns, strict=True)
         ]
-        updates, *trees = (
+        updates, *averages = (
             treedef.unflatten([step[i] for step in steps])
-            for i in range(1 + len(trees))
+            for i in range(1 + len(averages))
         )
         if count is not None:
             count = count + 1  # after 2^31 - 1 comes -2^31
-        return updates, accumulators.as_state(trees, count)
+        return updates, accumulators.as_state(averages, count)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -247,9 +246,11 @@ def _scale_by_learning_rate(learning_rate: Any) -> optax.GradientTransformation:
     """Optax's, which would promote updates to the dtype of an array."""
     if not isinstance(learning_rate, jax.Array):
         return optax.scale_by_learning_rate(learning_rate)
-    return optax.stateless_with_tree_map(
-        lambda u, _: -learning_rate.astype(u.dtype) * u
-    )
+
+    def scaled(u: Any, _: Any) -> Any:
+        return -learning_rate.astype(u.dtype) * u
+
+    return optax.stateless_with_tree_map(scaled)
 
 
 def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformation:
@@ -264,10 +265,12 @@ def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransfor
     def add(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
         decayed = jax.tree.map(
-            lambda g, p: g if g is None else g + jnp.asarray(decay, g.dtype) * p,
+            lambda g, p: (
+                g if g is None else g + jnp.asarray(decay, jnp.result_type(g)) * p
+            ),
             updates,
             params,
-            is_leaf=_is_none,
+            is_leaf=trees.is_none,
         )
         _, state = theirs.update((), state, ())
         return decayed, state
@@ -277,7 +280,7 @@ def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransfor
 
     def init_fn(params: Any) -> Any:
         if jax.tree.leaves(params):  # optax.tree.map_params comes without any
-            _check_mask(mask, params)
+            trees.check_mask(mask, params)
         return tx.init(params)
 
     def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -285,10 +288,10 @@ def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransfor
             raise ValueError(
                 "update needs the parameters: tx.update(gradients, state, params)."
             )
-        _check_params(updates, params)
+        trees.check_params(updates, params)
         if isinstance(weight_decay, float) and not weight_decay:
             return updates, state
-        _check_mask(mask, updates)
+        trees.check_mask(mask, updates)
         return tx.update(updates, state, params)
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -341,147 +344,3 @@ def _flat_step(names: Any, values: Any, grads: Any, lr: Any, fixed: Any) -> list
 
 
 _compiled_flat_step = jax.jit(_flat_step, static_argnums=(0, 4))
-
-
-def _aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list[Any]]:
-    """The updates' leaves with paths, their treedef, and the leaves of other trees.
-
-    Raises:
-      TypeError: If an update is not a floating-point or complex array.
-      ValueError: If another tree, or the shape of one of its leaves, is not that of the
-        updates. Where an update is None, the others may have anything.
-    """
-    leaves, treedef = tree_flatten_with_path(updates, is_leaf=_is_none)
-    columns = []
-    for name, tree in others.items():
-        try:
-            column = treedef.flatten_up_to(tree)
-        except (TypeError, ValueError):
-            column = None
-        pairs = [] if column is None else zip(leaves, column, strict=True)
-        kept = [(path, g, leaf) for (path, g), leaf in pairs if g is not None]
-        if column is None or not jax.tree_util.all_leaves([x for *_, x in kept]):
-            raise ValueError(
-                f"The gradients' tree is not that of {name}: "
-                f"{_difference(updates, tree)}."
-            )
-        for path, g, leaf in kept:
-            _inexact_dtype(path, g, "gradient")  # or a TypeError
-            if jnp.shape(g) != jnp.shape(leaf):
-                raise ValueError(
-                    f"The gradient{_at(path)} has shape {jnp.shape(g)}, but {name} "
-                    f"has {jnp.shape(leaf)} there."
-                )
-        columns.append(column)
-    return leaves, treedef, columns
-
-
-def _check_params(updates: Any, params: Any) -> None:
-    if params is None:
-        return
-    leaves, _, (column,) = _aligned(updates, {"the parameters": params})
-    for (path, g), p in zip(leaves, column, strict=True):
-        if g is not None and jnp.iscomplexobj(g) and not jnp.iscomplexobj(p):
-            raise TypeError(
-                f"The gradient{_at(path)} is complex, but its parameter is "
-                f"{jnp.result_type(p)}. Take its real part."
-            )
-
-
-def _check_stored(path: KeyPath, stored: dict[str, Any]) -> None:
-    """Checks that the arrays of a state have dtypes that accumulators can have."""
-    dtypes = {name: jnp.result_type(x) for name, x in stored.items()}
-    for name, dtype in dtypes.items():
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise TypeError(
-                f"{name}{_at(path)} is {dtype}. A complex state of optax.adadelta has "
-                "averages of g², and Adadelta needs those of |g|²: one cannot go on "
-                "from it. Begin with tx.init(params)."
-            )
-        want = ["uint16"] if name == "codes" else accumulators.FLOATS
-        if dtype.name not in want:
-            raise TypeError(
-                f"{name}{_at(path)} is {dtype}; it must be {' or '.join(want)}."
-            )
-    if len(set(dtypes.values())) > 1:
-        both = " and ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
-        raise TypeError(
-            f"The state{_at(path)} has two dtypes: {both}. Cast one to the other's."
-        )
-
-
-def _check_mask(mask: Any, tree: Any) -> None:
-    mask = mask(tree) if callable(mask) else mask
-    if mask is None:
-        return
-    leaves, treedef = tree_flatten_with_path(mask)
-    for path, leaf in leaves:
-        if not _is_boolean(leaf):
-            raise TypeError(
-                f"weight_decay_mask{_at(path)} must be True or False, got {leaf!r}."
-            )
-    try:
-        treedef.flatten_up_to(tree)
-    except (TypeError, ValueError):
-        whole = jax.tree.map(lambda x: None, mask)  # a None fits anything
-        raise ValueError(
-            "weight_decay_mask must be a tree of booleans like the parameters, or a "
-            f"prefix of it, but {_difference(whole, tree)}."
-        ) from None
-
-
-def _is_boolean(x: Any) -> bool:
-    known = not isinstance(x, Tracer)
-    return known and jnp.ndim(x) == 0 and jnp.issubdtype(jnp.result_type(x), jnp.bool_)
-
-
-def _inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
-    number_dtype = jnp.result_type(leaf) if isinstance(leaf, float | complex) else None
-    dtype = getattr(leaf, "dtype", number_dtype)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        kind = f"dtype {dtype}" if dtype is not None else f"type {type(leaf).__name__}"
-        raise TypeError(
-            f"The {what}{_at(path)} has {kind}; Adadelta needs floating-point or "
-            "complex numbers. Leave it out with optax.masked or optax.partition."
-        )
-    return jax.dtypes.canonicalize_dtype(dtype)
-
-
-def _difference(got: Any, want: Any, path: KeyPath = ()) -> str:
-    """Where two trees differ first, and how. A None in the first fits anything."""
-    at = keystr(path) or "the root"
-    kinds = _kind(got), _kind(want)
-    if kinds[0] != kinds[1]:
-        return f"{at} is {kinds[0]}, not {kinds[1]}"
-    ours, theirs = dict(_children(got)), dict(_children(want))
-    names = [[keystr((*path, *key)) for key in x] for x in (ours, theirs)]
-    missing, unknown = (sorted(set(a) - set(b)) for a, b in (reversed(names), names))
-    for names, what in ((missing, "missing"), (unknown, "unknown")):
-        if names:
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            return f"{shown} {'are' if len(names) > 1 else 'is'} {what}"
-    for key, child in ours.items():
-        other = theirs[key]
-        alike = jax.tree.structure(child) == jax.tree.structure(other)
-        if child is not None and not alike:
-            return _difference(child, other, (*path, *key))
-    return f"the static fields of {kinds[0]} at {at} differ"
-
-
-def _kind(node: Any) -> str:
-    if node is None:
-        return "None"
-    leaf = jax.tree_util.all_leaves([node])
-    return "an array" if leaf else f"a {type(node).__name__}"
-
-
-def _children(node: Any) -> list[tuple[KeyPath, Any]]:
-    return tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
-
-
-def _at(path: KeyPath) -> str:
-    return f" at {keystr(path)}" if path else ""
-
-
-def _is_none(x: Any) -> bool:
-    return x is None

@@ -1,0 +1,154 @@
+"""Whether gradients, parameters, states and masks fit; what to say if they do not."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.tree_util import KeyPath, keystr, tree_flatten_with_path
+
+from adadelta_tx import _accumulators as accumulators
+
+
+def aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list[Any]]:
+    """The updates' leaves with paths, their treedef, and the leaves of other trees.
+
+    Raises:
+      TypeError: If an update is not a floating-point or complex array.
+      ValueError: If another tree, or the shape of one of its leaves, is not that of the
+        updates. Where an update is None, the others may have anything.
+    """
+    leaves, treedef = tree_flatten_with_path(updates, is_leaf=is_none)
+    columns = []
+    for name, tree in others.items():
+        try:
+            column = treedef.flatten_up_to(tree)
+        except (TypeError, ValueError):
+            column = None
+        pairs = [] if column is None else zip(leaves, column, strict=True)
+        kept = [(path, g, leaf) for (path, g), leaf in pairs if g is not None]
+        if column is None or not jax.tree_util.all_leaves([x for *_, x in kept]):
+            raise ValueError(
+                f"The gradients' tree is not that of {name}: "
+                f"{_difference(updates, tree)}."
+            )
+        for path, g, leaf in kept:
+            inexact_dtype(path, g, "gradient")  # or a TypeError
+            if jnp.shape(g) != jnp.shape(leaf):
+                raise ValueError(
+                    f"The gradient{_at(path)} has shape {jnp.shape(g)}, but {name} "
+                    f"has {jnp.shape(leaf)} there."
+                )
+        columns.append(column)
+    return leaves, treedef, columns
+
+
+def check_params(updates: Any, params: Any) -> None:
+    if params is None:
+        return
+    leaves, _, (column,) = aligned(updates, {"the parameters": params})
+    for (path, g), p in zip(leaves, column, strict=True):
+        if g is not None and jnp.iscomplexobj(g) and not jnp.iscomplexobj(p):
+            raise TypeError(
+                f"The gradient{_at(path)} is complex, but its parameter is "
+                f"{jnp.result_type(p)}. Take its real part."
+            )
+
+
+def check_stored(path: KeyPath, stored: dict[str, Any]) -> None:
+    """Checks that the arrays of a state have dtypes that accumulators can have."""
+    dtypes = {name: jnp.result_type(x) for name, x in stored.items()}
+    for name, dtype in dtypes.items():
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name}{_at(path)} is {dtype}. A complex state of optax.adadelta has "
+                "averages of g², and Adadelta needs those of |g|²: one cannot go on "
+                "from it. Begin with tx.init(params)."
+            )
+        want = ["uint16"] if name == "codes" else accumulators.FLOATS
+        if dtype.name not in want:
+            raise TypeError(
+                f"{name}{_at(path)} is {dtype}; it must be {' or '.join(want)}."
+            )
+    if len(set(dtypes.values())) > 1:
+        both = " and ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(
+            f"The state{_at(path)} has two dtypes: {both}. Cast one to the other's."
+        )
+
+
+def check_mask(mask: Any, tree: Any) -> None:
+    mask = mask(tree) if callable(mask) else mask
+    if mask is None:
+        return
+    leaves, treedef = tree_flatten_with_path(mask)
+    for path, leaf in leaves:
+        if not _is_boolean(leaf):
+            raise TypeError(
+                f"weight_decay_mask{_at(path)} must be True or False, got {leaf!r}."
+            )
+    try:
+        treedef.flatten_up_to(tree)
+    except (TypeError, ValueError):
+        whole = jax.tree.map(lambda x: None, mask)  # a None fits anything
+        raise ValueError(
+            "weight_decay_mask must be a tree of booleans like the parameters, or a "
+            f"prefix of it, but {_difference(whole, tree)}."
+        ) from None
+
+
+def _is_boolean(x: Any) -> bool:
+    known = not isinstance(x, Tracer)
+    return known and jnp.ndim(x) == 0 and jnp.issubdtype(jnp.result_type(x), jnp.bool_)
+
+
+def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
+    number_dtype = jnp.result_type(leaf) if isinstance(leaf, float | complex) else None
+    dtype = getattr(leaf, "dtype", number_dtype)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        kind = f"dtype {dtype}" if dtype is not None else f"type {type(leaf).__name__}"
+        raise TypeError(
+            f"The {what}{_at(path)} has {kind}; Adadelta needs floating-point or "
+            "complex numbers. Leave it out with optax.masked or optax.partition."
+        )
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def _difference(got: Any, want: Any, path: KeyPath = ()) -> str:
+    """Where two trees differ first, and how. A None in the first fits anything."""
+    at = keystr(path) or "the root"
+    kinds = _kind(got), _kind(want)
+    if kinds[0] != kinds[1]:
+        return f"{at} is {kinds[0]}, not {kinds[1]}"
+    ours, theirs = dict(_children(got)), dict(_children(want))
+    names = [[keystr((*path, *key)) for key in x] for x in (ours, theirs)]
+    missing, unknown = (sorted(set(a) - set(b)) for a, b in (reversed(names), names))
+    for names, what in ((missing, "missing"), (unknown, "unknown")):
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            return f"{shown} {'are' if len(names) > 1 else 'is'} {what}"
+    for key, child in ours.items():
+        other = theirs[key]
+        alike = jax.tree.structure(child) == jax.tree.structure(other)
+        if child is not None and not alike:
+            return _difference(child, other, (*path, *key))
+    return f"the static fields of {kinds[0]} at {at} differ"
+
+
+def _kind(node: Any) -> str:
+    if node is None:
+        return "None"
+    leaf = jax.tree_util.all_leaves([node])
+    return "an array" if leaf else f"a {type(node).__name__}"
+
+
+def _children(node: Any) -> list[tuple[KeyPath, Any]]:
+    return tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
+
+
+def _at(path: KeyPath) -> str:
+    return f" at {keystr(path)}" if path else ""
+
+
+def is_none(x: Any) -> bool:
+    return x is None
