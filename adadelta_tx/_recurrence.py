@@ -75,7 +75,7 @@ def bounded(g: jax.Array, bound: Scalar) -> jax.Array:
         real, imag = (jnp.clip(x, -largest, largest) for x in (g.real, g.imag))
         longer = jnp.maximum(jnp.abs(real), jnp.abs(imag))
         shrink = bound / 2 / jnp.maximum(longer, bound / 2)
-        return _times(lax.complex(real, imag), shrink)
+        return lax.complex(real * shrink, imag * shrink)
     low, high = (jnp.asarray(x, g.dtype) for x in (-bound, bound))
     if isinstance(bound, jax.Array):  # clamp has no derivative by a scalar bound
         low, high = (jnp.broadcast_to(x, g.shape) for x in (low, high))
@@ -153,9 +153,7 @@ def rms_ratio(s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
 
 def _times(g: jax.Array, factor: jax.Array) -> jax.Array:
     """The product, without a promotion of the factor where ``g`` is complex."""
-    if jnp.iscomplexobj(g):
-        return lax.complex(g.real * factor, g.imag * factor)
-    return g * factor
+    return g * (factor.astype(g.dtype) if jnp.iscomplexobj(g) else factor)
 
 
 def _in_dtype(x: Scalar, dtype: jnp.dtype) -> Scalar:

@@ -38,7 +38,8 @@ def seed(of: jax.Array) -> jax.Array:
 
 def noise(of: jax.Array, count: Any) -> jax.Array:
     """32 random bits for each element, other ones at each count."""
-    x = seed(of + jnp.asarray(count).astype(jnp.uint32) * _GOLDEN)
+    x = of + jnp.asarray(count).astype(jnp.uint32) * _GOLDEN
+    x = seed(x ^ (x >> 15))
     return (x ^ (x >> 15)) * _MIX[1]
 
 
