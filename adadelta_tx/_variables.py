@@ -1,14 +1,12 @@
-"""Variables that an optimizer object updates, their collections and their names.
+"""Variables that an optimizer object updates, and their collections.
 
 BrainPy's variables and ``brainstate.State`` are told by their class, without an
 import: where such a variable exists, its library is imported already.
 """
 
-import itertools
 import numbers
 import sys
-import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
@@ -115,19 +113,24 @@ class Collector(dict[str, Any]):
         return {name: variable.value for name, variable in self.items()}
 
 
+def is_number(x: Any) -> bool:
+    """Whether ``x`` can stand for a number, and not for something that has some."""
+    return isinstance(x, numbers.Number | np.ndarray | jax.Array)
+
+
 def is_variable(x: Any) -> bool:
     """Whether an optimizer can train ``x``: ours, or of brainstate's family."""
     return isinstance(x, Variable) or _is_state(x)
 
 
-def variable_like(other: Any, value: Any) -> Any:
-    """A variable for ``value`` that the same transformations track as ``other``."""
-    if not _is_state(other):
-        return Variable(value)
+def kind_of(variable: Any) -> Callable[[Any], Any]:
+    """The class of variables that the same transformations track as this one."""
+    if not _is_state(variable):
+        return Variable
     brainpy_math = sys.modules.get("brainpy.math")
-    if brainpy_math is not None and isinstance(other, brainpy_math.Variable):
-        return brainpy_math.Variable(value)
-    return sys.modules["brainstate"].LongTermState(value)
+    if brainpy_math is not None and isinstance(variable, brainpy_math.Variable):
+        return brainpy_math.Variable
+    return sys.modules["brainstate"].LongTermState
 
 
 def value_of(x: Any) -> Any:
@@ -135,39 +138,62 @@ def value_of(x: Any) -> Any:
     return getattr(x, "value", x)
 
 
-def trainable(train_vars: Any, known: Collector) -> Collector:
-    """Those of ``train_vars`` that are not ``known`` yet.
+def trainable(
+    train_vars: Any, known: Mapping[str, Any], kind: Any, kind_name: str
+) -> dict[str, Any]:
+    """Those of ``train_vars`` that are not ``known`` yet, if all are of one kind.
 
     Raises:
-      TypeError: If it is not a dict of variables.
+      TypeError: If it is not a dict of variables of floating-point or complex numbers.
       ValueError: If a name stands for another variable already, a variable has
         another name already, or two names are written alike.
     """
     if train_vars is not None and not isinstance(train_vars, Mapping):
-        hint = ""
-        number = isinstance(train_vars, numbers.Number | np.ndarray | jax.Array)
-        if number or callable(train_vars):
-            hint = " The learning rate comes second here: Adadelta(train_vars, lr)."
         raise TypeError(
-            f"train_vars must be a dict of variables, got {train_vars!r}.{hint}"
+            f"train_vars must be a dict of variables, got {type(train_vars).__name__} "
+            f"{train_vars!r:.80}.{_instead_of(train_vars)}"
         )
-    together = Collector(known)
-    together.update(train_vars or {})
-    for name, variable in together.items():
-        if not is_variable(variable):
+    new = {}
+    for name, variable in (train_vars or {}).items():
+        if not kind(variable):
             raise TypeError(
-                f"train_vars[{name!r}] must be a variable of BrainPy, brainstate or "
-                f"adadelta_tx, got {type(variable).__name__}."
+                f"train_vars[{name!r}] must be a variable of {kind_name}, got "
+                f"{type(variable).__name__}."
             )
+        if known.get(name, variable) is not variable:
+            raise ValueError(f"The name {name!r} stands for another object already.")
+        for leaf in jax.tree.leaves(variable.value):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                raise TypeError(
+                    f"train_vars[{name!r}] has dtype {leaf.dtype}; Adadelta trains "
+                    "floating-point or complex numbers. Leave it out of train_vars."
+                )
+        if name not in known:
+            new[name] = variable
+    together = Collector({**known, **new})
     again = together.keys() - together.unique().keys()
     if again:
         raise ValueError(
-            f"{sorted(again)} are second names of variables that are trained already. "
+            f"{sorted(again, key=str)} are second names of variables that are trained already. "
             "Pass train_vars.unique()."
         )
     if len({str(name).lstrip(".") for name in together}) < len(together):
         raise ValueError(f"Two of these names are written alike: {list(together)}.")
-    return Collector((k, v) for k, v in together.items() if k not in known)
+    return new
+
+
+def _instead_of(train_vars: Any) -> str:
+    """What to write instead, after a space, where that is known."""
+    module = getattr(sys.modules.get("flax.nnx"), "Module", ())
+    if isinstance(train_vars, module):
+        return " Write nnx.Optimizer(model, adadelta_tx.adadelta(), wrt=nnx.Param)."
+    if hasattr(train_vars, "train_vars"):
+        return " Write Adadelta(network.train_vars().unique())."
+    if hasattr(train_vars, "states"):
+        return " Write Adadelta(module.states(brainstate.ParamState))."
+    if is_number(train_vars) or callable(train_vars):
+        return " The learning rate comes second here: Adadelta(train_vars, lr)."
+    return ""
 
 
 def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
@@ -178,8 +204,13 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
     """
     if not isinstance(grads, Mapping):
         raise TypeError(f"grads must be a dict by variable, got {grads!r}.")
-    missing = sorted(values.keys() - grads.keys())
-    extra = sorted(grads.keys() - values.keys())
+    if not values:
+        raise ValueError(
+            "There are no variables to train. Give them first: Adadelta(train_vars), "
+            "or call register_train_vars(train_vars) before update."
+        )
+    missing = sorted(values.keys() - grads.keys(), key=str)
+    extra = sorted(grads.keys() - values.keys(), key=str)
     if missing or extra:
         raise ValueError(
             f"The gradients are not those of the variables: missing {missing}, "
@@ -187,9 +218,24 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
         )
     arrays = [value_of(grads[key]) for key in values]
     for (key, value), g in zip(values.items(), arrays, strict=True):
-        want, got = _shapes(value), _shapes(g)
+        if getattr(g, "shape", None) == getattr(value, "shape", 0) and (
+            g.dtype == value.dtype
+        ):
+            continue  # the usual case, in a microsecond
+        if any(leaf is None for leaf in jax.tree.leaves(g, is_leaf=_is_none)):
+            raise TypeError(
+                f"Gradient {key!r} is None. Give zeros for a variable that the loss "
+                "does not depend on, or leave it out of train_vars."
+            )
+        want, got = (jax.tree.map(jnp.shape, x) for x in (value, g))
         if want != got:
             raise ValueError(f"Gradient {key!r} has shape {got}, not {want}.")
+        for dtype in map(jnp.result_type, jax.tree.leaves(g)):
+            if not jnp.issubdtype(dtype, jnp.inexact):
+                raise TypeError(
+                    f"Gradient {key!r} has dtype {dtype}, not floating-point or "
+                    "complex."
+                )
     return arrays
 
 
@@ -220,59 +266,10 @@ def assign(variables: list[Any], values: list[Any]) -> None:
             setter(variable, value)
 
 
-def _shapes(x: Any) -> Any:
-    return x.shape if hasattr(x, "shape") else jax.tree.map(jnp.shape, x)
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 def _is_state(x: Any) -> bool:
     brainstate = sys.modules.get("brainstate")
     return brainstate is not None and isinstance(x, brainstate.State)
-
-
-_owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-_counters: dict[str, itertools.count] = {}
-
-
-def claim_name(owner: Any, name: str | None, type_: str) -> str:
-    """Gives ``owner`` a name, the next automatic one of ``type_`` for ``None``.
-
-    Raises:
-      ValueError: If the name is not an identifier, or in use by a living object.
-    """
-    name = free_name(owner, name, type_)
-    for old in [old for old, its_owner in _owners.items() if its_owner is owner]:
-        del _owners[old]
-    _owners[name] = owner
-    return name
-
-
-def free_name(owner: Any, name: str | None, type_: str) -> str:
-    """The name that ``owner`` could have: see :func:`claim_name`."""
-    if name is None:
-        numbers = _counters.setdefault(type_, itertools.count())
-        return next(
-            candidate
-            for candidate in (f"{type_}{number}" for number in numbers)
-            if candidate not in _owners
-        )
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"A name must be a valid identifier, got {name!r}.")
-    if _owners.get(name, owner) is not owner:
-        raise ValueError(
-            f"The name {name!r} is in use by {_owners[name]!r}. Choose another one, "
-            "delete that object, or call adadelta_tx.clear_name_cache()."
-        )
-    return name
-
-
-def clear_name_cache() -> None:
-    """Makes all names free again, and automatic ones start at 0.
-
-    Examples:
-      >>> import adadelta_tx
-      >>> adadelta_tx.clear_name_cache()
-      >>> adadelta_tx.Adadelta().name
-      'Adadelta0'
-    """
-    _owners.clear()
-    _counters.clear()
