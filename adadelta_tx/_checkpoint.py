@@ -117,11 +117,7 @@ def load_states(optimizer: Any, filename: StrPath, verbose: bool = False) -> Non
                 plan = _plan(optimizer, form, reader, size, sealed)
         old = {key: getattr(optimizer, key) for key in NUMBERS}
         old["lr"] = rate(optimizer.lr)
-        changed = {
-            key: new
-            for key, new in plan.numbers.items()
-            if new != old[key]
-        }
+        changed = {key: new for key, new in plan.numbers.items() if new != old[key]}
         if "lr" in changed:
             restore_rate(optimizer.lr, changed["lr"])
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Unique names, and the objects that have them: what BrainPy's base class is there."""
+"""Objects with unique names: what BrainPy's base class is there."""
 
 import itertools
 import sys
@@ -14,20 +14,14 @@ lock = threading.RLock()
 
 
 class Node:
-    """An object with a name that no other living one has, variables and children.
-
-    Children are the attributes that have nodes themselves.
-    """
-
-    implicit_vars: Any
-    """Its own variables by name."""
+    """An object with variables, and a name that no other living one has."""
 
     _elsewhere: ClassVar[dict[str, str]] = {}
-    """Attributes that it does not have, and a sentence on what to write instead."""
+    """Attributes that it does not have, and what to write instead."""
 
     @property
     def name(self) -> str:
-        """The name; assigning ``None`` takes the next automatic one."""
+        """A valid identifier; assigning ``None`` takes the next automatic one."""
         return self._name
 
     @name.setter
@@ -40,21 +34,14 @@ class Node:
             self._name = name
 
     def unique_name(self, name: str | None = None, type_: str | None = None) -> str:
-        """The name itself if it is free, or the next automatic one of ``type_``.
-
-        Raises:
-          ValueError: If it is not an identifier, or in use by a living object.
-        """
+        """The name itself if it is free, or the next automatic one of ``type_``."""
         if name is None:
             type_ = type_ or type(self).__name__
             with lock:
                 numbers = _counters.setdefault(type_, itertools.count())
-                return next(
-                    candidate
-                    for candidate in (f"{type_}{number}" for number in numbers)
-                    if candidate not in _owners
-                )
-        if not isinstance(name, str) or not name.isidentifier():
+                names = (f"{type_}{number}" for number in numbers)
+                return next(name for name in names if name not in _owners)
+        if not name.isidentifier():
             raise ValueError(f"A name must be a valid identifier, got {name!r}.")
         owner = _owners.get(name, self)
         if owner is not self:
@@ -64,29 +51,19 @@ class Node:
             )
         return name
 
-    def nodes(
-        self, method: str = "absolute", level: int = -1, include_self: bool = True
-    ) -> Collector:
-        """This object and, unless ``level`` is 0, its children, by name."""
-        if method not in ("absolute", "relative"):
-            raise ValueError(f"method must be absolute or relative, got {method!r}.")
+    def vars(self, method: str = "absolute", level: int = -1) -> Collector:
+        """Its variables and, unless ``level`` is 0, its learning rate's, by name."""
         absolute = method == "absolute"
-        found = Collector({self.name if absolute else "": self} if include_self else {})
-        for key, child in vars(self).items():
-            if level != 0 and hasattr(child, "nodes"):
-                found[child.name if absolute else key] = child
-        return found
-
-    def vars(
-        self, method: str = "absolute", level: int = -1, include_self: bool = True
-    ) -> Collector:
-        """The variables of :meth:`nodes`, by name."""
-        found = Collector()
-        for path, node in self.nodes(method, level, include_self).items():
-            own = self.implicit_vars if node is self else node.vars("relative", level=0)
-            prefix = f"{path}." if path else ""
-            found.update({prefix + key.lstrip("."): v for key, v in own.items()})
-        return found
+        own = self.implicit_vars  # pyright: ignore[reportAttributeAccessIssue]
+        parts = {self.name if absolute else "": own}
+        lr = vars(self).get("lr")
+        if lr is not None and level != 0:
+            parts[lr.name if absolute else "lr"] = lr.vars("relative", level=0)
+        return Collector(
+            (f"{part}.{key.lstrip('.')}".lstrip("."), variable)
+            for part, own in parts.items()
+            for key, variable in own.items()
+        )
 
     def train_vars(self) -> Collector:
         """The variables being trained, by the names that they were given."""
@@ -96,19 +73,21 @@ class Node:
         return object.__new__, (type(self),), vars(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Keeps the name, or takes an automatic one if that is in use."""
         vars(self).update(state)
         try:
             self.name = state["_name"]
-        except Exception:  # ours or BrainPy's: a living object has it
+        except Exception:  # of two libraries, which have no error in common
             self.name = None
 
     if not TYPE_CHECKING:  # a type checker knows what there is
 
         def __getattr__(self, key: str) -> Any:
-            hint = self._elsewhere.get(key)
-            text = f"{type(self).__name__!r} object has no attribute {key!r}"
+            hint = self._elsewhere.get(key, "")
             raise AttributeError(
-                f"{text}. {hint}" if hint else text, name=key, obj=self
+                f"{type(self).__name__!r} object has no attribute {key!r}. {hint}",
+                name=key,
+                obj=self,
             )
 
 

@@ -2,11 +2,10 @@
 
 import functools
 import itertools
-import numbers
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import chex
 import jax
@@ -25,7 +24,6 @@ from adadelta_tx._variables import (
     assign,
     checked_grads,
     is_number,
-    is_variable,
     kind_of,
     trainable,
 )
@@ -100,8 +98,8 @@ class Adadelta(Node):
     """The variables being trained, by the names that they were given."""
 
     _schedule_type = Schedule
-    _kind = (is_variable, "BrainPy, brainstate or adadelta_tx")
-    _elsewhere = {
+    _variable_type: Any = None  # or the only one
+    _elsewhere: ClassVar = {
         "eps": "Write epsilon.",
         "learning_rate": "Write lr.",
         "init": "Optax and Flax want the transformation adadelta_tx.adadelta().",
@@ -120,7 +118,7 @@ class Adadelta(Node):
         accumulator_dtype: AccumulatorDType = None,
     ) -> None:
         """See the class."""
-        if epsilon is None or name is not None and not isinstance(name, str):
+        if epsilon is None or not isinstance(name, str | None):
             raise TypeError(
                 "The arguments are train_vars, lr, epsilon, rho, name; weight_decay is "
                 f"given by name. Got epsilon={epsilon!r}, name={name!r}."
@@ -132,17 +130,19 @@ class Adadelta(Node):
         self.lr = lr
         self._start(train_vars, name)
 
-    @functools.wraps(__init__)  # what help() shows
-    def __new__(cls, train_vars: Any = None, *_: Any, **__: Any) -> "Adadelta":
-        """Takes BrainPy's class where the variables are BrainPy's."""
-        if cls is Adadelta and "brainpy.math" in sys.modules:
-            variable = sys.modules["brainpy.math"].Variable
-            others = train_vars.values() if isinstance(train_vars, Mapping) else ()
-            if all(isinstance(x, variable) for x in others):
-                from adadelta_tx import brainpy
+    if not TYPE_CHECKING:  # for which __init__ says it all
 
-                cls = brainpy.Adadelta
-        return super().__new__(cls)
+        @functools.wraps(__init__)  # and so does help()
+        def __new__(cls, train_vars: Any = None, *_: Any, **__: Any) -> "Adadelta":
+            """Takes BrainPy's class where the variables are BrainPy's."""
+            if cls is Adadelta and "brainpy.math" in sys.modules:
+                variable = sys.modules["brainpy.math"].Variable
+                given = train_vars.values() if isinstance(train_vars, Mapping) else ()
+                if all(isinstance(x, variable) for x in given):
+                    from adadelta_tx import brainpy
+
+                    cls = brainpy.Adadelta
+            return super().__new__(cls)
 
     def _start(self, train_vars: Any, name: str | None) -> None:
         self.vars_to_train, self.implicit_vars = Collector(), Collector()
@@ -173,7 +173,7 @@ class Adadelta(Node):
         Args:
           train_vars: As for the class, with its errors; then nothing is added.
         """
-        new = trainable(train_vars, self.vars_to_train, *self._kind)
+        new = trainable(train_vars, self.vars_to_train, self._variable_type)
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
         trees, count = parts(tx.init([variable.value for variable in new.values()]))
         self._track(self.lr, new)
@@ -213,35 +213,31 @@ class Adadelta(Node):
             :class:`adadelta_tx.Variable`, which it does not track. Of the others,
             brainstate raises its ``TraceContextError`` under plain ``jax.jit``.
         """
-        params = {key: v.value for key, v in self.vars_to_train.items()}
+        variables = [*self.vars_to_train.values(), *self._accumulators()]
+        values = [variable.value for variable in variables]
+        params = dict(zip(self.vars_to_train, values, strict=False))
         arrays = self._checked(grads, params)
-        columns, counts = self._accumulators()
-        values = [list(params.values()), *([v.value for v in x] for x in columns)]
-        count = counts[0].value if counts else None
-        fixed = self.rho, self.epsilon, self.weight_decay
-        values, count = _step(values, count, arrays, current_rate(self.lr), fixed)
-        new = [value for column in values for value in column]
-        variables = [*self.vars_to_train.values(), *itertools.chain(*columns), *counts]
-        assign(variables, new if count is None else [*new, count])
+        fixed = self.rho, self.epsilon, self.weight_decay, len(self._suffixes)
+        assign(variables, _step(values, arrays, current_rate(self.lr), fixed))
         self.lr.step_call()
 
     def effective_learning_rate(
         self, percentiles: Sequence[float] | None = None
     ) -> dict[str, Any]:
         """By variable, what :func:`adadelta_tx.effective_learning_rate` returns."""
-        columns, counts = self._accumulators()
+        keys = list(self.vars_to_train)
+        stored = [variable.value for variable in self._accumulators()]
         trees = [
-            {key: v.value for key, v in zip(self.vars_to_train, column, strict=True)}
-            for column in columns
+            dict(zip(keys, stored[i * len(keys) :], strict=False))
+            for i in range(len(self._suffixes))
         ]
-        state = as_state(trees, counts[0].value if counts else None)
+        state = as_state(trees, *stored[len(trees) * len(keys) :] or [None])
         return effective_learning_rate(state, self.epsilon, percentiles=percentiles)
 
-    def _accumulators(self) -> tuple[list[list[Any]], list[Any]]:
-        """The variables that :func:`parts` of a state are kept in."""
+    def _accumulators(self) -> list[Any]:
         keys, own = self.vars_to_train, self.implicit_vars
-        columns = [[own[f"{key}{suffix}"] for key in keys] for suffix in self._suffixes]
-        return columns, [own["codes_count"]] if "codes_count" in own else []
+        names = [f"{key}{suffix}" for suffix in self._suffixes for key in keys]
+        return [own[name] for name in (*names, "codes_count") if name in own]
 
     def numbers(self) -> dict[str, float]:
         """rho, epsilon and the weight decay."""
@@ -296,7 +292,7 @@ def _warn_of_habits(lr: Any, epsilon: Any, rho: Any) -> None:
             "place: epsilon is the third argument and rho the fourth.",
             stacklevel=3,
         )
-    if isinstance(lr, numbers.Real) and 0 < lr <= 0.01:
+    if isinstance(lr, int | float) and 0 < lr <= 0.01:
         warnings.warn(
             f"lr={lr} makes every step {1 / lr:.0f} times shorter than Adadelta's. It "
             "finds the length of its steps itself: leave lr at 1, the paper's.",
@@ -304,49 +300,52 @@ def _warn_of_habits(lr: Any, epsilon: Any, rho: Any) -> None:
         )
 
 
-def _step(
-    values: list[list[Any]], count: Any, grads: list[Any], lr: Any, fixed: Any
-) -> tuple[list[list[Any]], Any]:
-    """One compiled step of the variables on each set of devices, in order.
+def _step(values: list[Any], grads: list[Any], lr: Any, fixed: Any) -> list[Any]:
+    """One compiled step of the variables on each set of devices.
 
-    The values are the parameters, and then what a state keeps of them.
+    The values are the parameters, then for each suffix what is kept of them, in the
+    same order, then the count of updates, if the state has one.
     """
     if any(isinstance(x, Tracer) for x in fixed):
-        return _uncompiled_step(values, count, grads, lr, fixed)
-    shardings = {getattr(x, "sharding", None) for x in jax.tree.leaves(values[0])}
+        return _uncompiled_step(values, grads, lr, fixed)
+    n, new = len(grads), list(values)
+    shardings = {getattr(x, "sharding", None) for x in jax.tree.leaves(values[:n])}
     if len(shardings) == 1:
-        return _compiled_step(values, count, grads, lr, fixed)
+        return _compiled_step(values, grads, lr, fixed)
     places: dict[Any, list[int]] = {}
-    for i, value in enumerate(values[0]):
+    for i, value in enumerate(values[:n]):
         place = frozenset().union(*(x.devices() for x in jax.tree.leaves(value)))
         places.setdefault(place, []).append(i)
-    new = [list(column) for column in values]
-    old_count = count if count is None else np.asarray(count)  # on all devices
+    count = range(n * (1 + fixed[-1]), len(values))
     for rows in places.values():
-        *chosen, g = ([column[i] for i in rows] for column in (*values, grads))
-        columns, count = _compiled_step(chosen, old_count, g, lr, fixed)
-        for whole, column in zip(new, columns, strict=True):
-            for i, value in zip(rows, column, strict=True):
-                whole[i] = value
-    return new, count
+        its = [i + start for start in range(0, count.start, n) for i in rows]
+        own = [*(values[i] for i in its), *(np.asarray(values[i]) for i in count)]
+        step = _compiled_step(own, [grads[i] for i in rows], lr, fixed)
+        for i, value in zip((*its, *count), step, strict=True):
+            new[i] = value
+    return new
 
 
 def _uncompiled_step(
-    values: list[list[Any]], count: Any, grads: list[Any], lr: Any, fixed: Any
-) -> tuple[list[list[Any]], Any]:
-    rho, epsilon, weight_decay = fixed
-    params, *trees = values
+    values: list[Any], grads: list[Any], lr: Any, fixed: Any
+) -> list[Any]:
+    n = len(grads)
+    rho, epsilon, weight_decay, columns = fixed
+    params, *trees = (values[i * n : i * n + n] for i in range(1 + columns))
+    count = values[(1 + columns) * n :] or [None]
     tx = optax.chain(
         scale_by_adadelta(rho, epsilon),
         optax.scale_by_learning_rate(lr),
         optax.add_decayed_weights(-weight_decay),
     )
     none = optax.EmptyState()
-    updates, state = tx.update(grads, (as_state(trees, count), none, none), params)
-    trees, count = parts(state[0])
-    return [optax.apply_updates(params, updates), *trees], count
+    state: Any = (as_state(trees, *count), none, none)
+    updates, (state, *_) = tx.update(grads, state, params)
+    trees, count = parts(state)
+    new = [cast("Any", optax.apply_updates(params, updates)), *trees]
+    return [*itertools.chain(*new), *([] if count is None else [count])]
 
 
-# Without names among its arguments, so that a second network of the same shapes
-# compiles nothing.
+# No names among its arguments, so that a second network of the same shapes compiles
+# nothing.
 _compiled_step = jax.jit(_uncompiled_step, static_argnames="fixed")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,42 +11,35 @@ from jax.core import Tracer
 
 from adadelta_tx._names import Node
 from adadelta_tx._transform import AT_LEAST_0, number
-from adadelta_tx._variables import (
-    Collector,
-    Variable,
-    assign,
-    is_variable,
-    kind_of,
-    value_of,
-)
+from adadelta_tx._variables import Variable, assign, kind_of, value_of
 
 
 class Schedule(Node):
     """A learning rate with the interface of BrainPy's schedulers.
 
     Its numbers are variables, so that setting them needs no recompilation: the
-    rate, whether it was set in place of an optax schedule, and the indices of the
+    rate, whether it is set or an optax schedule gives it, and the indices of the
     last update and the last epoch, -1 before the first.
     """
 
-    _excluded_vars = ("_rate", "_is_set")  # BrainPy's vars() has the others
-    _elsewhere = {"step": "Read last_call, the index of the last update."}
+    _excluded_vars = ("_rate", "_is_set")  # from BrainPy's vars()
+    _elsewhere: ClassVar = {"step": "Read last_call, the index of the last update."}
 
     def __init__(self, lr: Any) -> None:
         """Takes a number of at least 0, a variable of one, or an optax schedule."""
-        self._schedule = lr if callable(lr) else None
-        self._is_given = is_variable(lr)
-        if self._is_given:
-            if lr.value.ndim or not jnp.issubdtype(lr.value.dtype, jnp.floating):
-                raise ValueError(f"lr must hold a floating-point scalar, got {lr!r}.")
-            self._rate: Any = lr
-        else:
-            rate = 0.0 if callable(lr) else number("lr", lr, *AT_LEAST_0)
-            self._rate = Variable(jnp.asarray(rate, dtype=float))
-        self._is_set = Variable(jnp.asarray(False))
-        self.last_epoch = Variable(jnp.asarray(-1, dtype=jnp.int32))
-        self.last_call = Variable(jnp.asarray(-1, dtype=jnp.int32))
-        self._start("Schedule" if callable(lr) else "Constant")
+        self._schedule: Any = lr if callable(lr) else None
+        self._is_given = kind_of(lr) is not None
+        self._rate: Any = lr
+        if not self._is_given:
+            first = 0.0 if callable(lr) else number("lr", lr, *AT_LEAST_0)
+            self._rate = Variable(jnp.asarray(first, dtype=float))
+        value = self._rate.value
+        if value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"lr must hold a floating-point scalar, got {lr!r}.")
+        self._is_set: Any = Variable(jnp.asarray(self._schedule is None))
+        self.last_epoch: Any = Variable(jnp.asarray(-1, dtype=jnp.int32))
+        self.last_call: Any = Variable(jnp.asarray(-1, dtype=jnp.int32))
+        self._start("Constant" if self._schedule is None else "Schedule")
 
     def _start(self, type_: str) -> None:
         self.name = self.unique_name(type_=type_)
@@ -82,11 +75,10 @@ class Schedule(Node):
         assign([self.last_epoch], [self.last_epoch.value + 1])
 
     @property
-    def implicit_vars(self) -> Collector:
+    def implicit_vars(self) -> Mapping[str, Any]:
         """The counters, and a learning rate given as a variable, by their names."""
         given = {"lr": self._rate} if self._is_given else {}
-        counters = {"last_epoch": self.last_epoch, "last_call": self.last_call}
-        return Collector({**given, **counters})
+        return {**given, "last_epoch": self.last_epoch, "last_call": self.last_call}
 
     def track_like(self, variable: Any) -> None:
         """Lets the transformations that track ``variable`` track the numbers too.
@@ -103,15 +95,14 @@ class Schedule(Node):
                 "trained variables do not track. Give lr as a variable of their kind."
             )
         for key in ("_rate", "_is_set", "last_epoch", "last_call"):
-            old = vars(self)[key]
-            if isinstance(old, Variable):
-                setattr(self, key, kind(old.value))
+            if isinstance(own := vars(self)[key], Variable):
+                setattr(self, key, kind(own.value))
 
     def __repr__(self) -> str:
-        kind = self.name.rstrip("0123456789")
-        known = not isinstance(self._is_set.value, Tracer)
-        shown = rate(self) if known else self._schedule
-        return f"{kind}(lr={self._schedule if shown is None else shown})"
+        is_set = self._is_set.value
+        scheduled = isinstance(is_set, Tracer) or not is_set
+        shown = self._schedule if scheduled else self._rate.value
+        return f"{'Schedule' if self._schedule else 'Constant'}(lr={shown})"
 
 
 def make_schedule(lr: Any, kind: type[Schedule]) -> Any:
@@ -125,7 +116,7 @@ def make_schedule(lr: Any, kind: type[Schedule]) -> Any:
         )
     if isinstance(lr, getattr(sys.modules.get("braintools.optim"), "LRScheduler", ())):
         raise TypeError(
-            f"lr is braintools' {type(lr).__name__}, which is stepped by hand, and "
+            f"lr is braintools' {type(lr).__name__}, which is stepped by hand and "
             "called for the negative of the rate. Give an optax schedule or a "
             "scheduler of brainpy.optim, or set the rate after each step of it: "
             "opt.lr.set_value(scheduler.get_last_lr()[0])."
@@ -149,9 +140,8 @@ def current_rate(schedule: Any) -> Any:
 
 def rate(schedule: Any) -> float | None:
     """The learning rate that was set; ``None`` where a schedule gives it."""
-    if isinstance(schedule, Schedule):
-        is_set = schedule._schedule is None or bool(schedule._is_set.value)
-        return float(schedule._rate.value) if is_set else None
+    if isinstance(schedule, Schedule) and not schedule._is_set.value:
+        return None
     lr = getattr(schedule, "lr", None)
     return None if lr is None else float(np.asarray(value_of(lr)))
 
@@ -163,12 +153,10 @@ def restore_rate(schedule: Any, lr: Any) -> None:
       ValueError: If there is no schedule to give the rate.
     """
     if not isinstance(schedule, Schedule):
-        old = getattr(schedule, "lr", None)
-        like = value_of(old)
-        schedule.lr = jnp.asarray(lr, like.dtype) if is_variable(old) else lr
+        old = value_of(schedule.lr)
+        schedule.lr = jnp.asarray(lr, old.dtype) if kind_of(schedule.lr) else lr
         return
     if lr is None and schedule._schedule is None:
         raise ValueError(f"{schedule!r} has no schedule to give the learning rate.")
-    rate = schedule._rate.value
-    new = rate if lr is None else jnp.asarray(lr, dtype=rate.dtype)
+    new = jnp.asarray(0.0 if lr is None else lr, dtype=schedule._rate.value.dtype)
     assign([schedule._rate, schedule._is_set], [new, jnp.asarray(lr is not None)])

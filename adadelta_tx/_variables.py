@@ -6,8 +6,8 @@ import: where such a variable exists, its library is imported already.
 
 import numbers
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,60 +77,27 @@ class TrainVar(Variable):
 
 
 class Collector(dict[str, Any]):
-    """Named variables or nodes, in order. One name cannot stand for two of them."""
-
-    def __setitem__(self, name: str, item: Any) -> None:
-        if self.get(name, item) is not item:
-            raise ValueError(f"The name {name!r} stands for another object already.")
-        super().__setitem__(name, item)
-
-    def update(self, other: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Adds the items of another dict."""
-        for name, item in other.items():
-            self[name] = item
-
-    def __add__(self, other: Any) -> Self:
-        """The items of both."""
-        both = type(self)(self)
-        both.update(other)
-        return both
-
-    def subset(self, type_: type | tuple[type, ...]) -> Self:
-        """Those items that are of this type."""
-        return type(self)(
-            (name, item) for name, item in self.items() if isinstance(item, type_)
-        )
-
-    def unique(self) -> Self:
-        """Each item once, by the first of its names."""
-        first = {id(item): name for name, item in reversed(self.items())}
-        return type(self)(
-            (name, item) for name, item in self.items() if first[id(item)] == name
-        )
+    """Variables by name."""
 
     def dict(self) -> dict[str, Any]:
         """The variables' values by name."""
         return {name: variable.value for name, variable in self.items()}
 
 
-def is_number(x: Any) -> bool:
-    """Whether ``x`` can stand for a number, and not for something that has some."""
-    return isinstance(x, numbers.Number | np.ndarray | jax.Array)
-
-
-def is_variable(x: Any) -> bool:
-    """Whether an optimizer can train ``x``: ours, or of brainstate's family."""
-    return isinstance(x, Variable) or _is_state(x)
-
-
-def kind_of(variable: Any) -> Callable[[Any], Any]:
-    """The class of variables that the same transformations track as this one."""
-    if not _is_state(variable):
+def kind_of(x: Any) -> Any:
+    """The class of variables that transformations track like ``x``; or ``None``."""
+    if isinstance(x, Variable):
         return Variable
-    brainpy_math = sys.modules.get("brainpy.math")
-    if brainpy_math is not None and isinstance(variable, brainpy_math.Variable):
-        return brainpy_math.Variable
-    return sys.modules["brainstate"].LongTermState
+    if isinstance(x, getattr(sys.modules.get("brainpy.math"), "Variable", ())):
+        return sys.modules["brainpy.math"].Variable
+    if isinstance(x, getattr(sys.modules.get("brainstate"), "State", ())):
+        return sys.modules["brainstate"].LongTermState
+    return None
+
+
+def is_number(x: Any) -> bool:
+    """Whether ``x`` is a number or an array, and no variable of one."""
+    return isinstance(x, numbers.Number | np.ndarray | jax.Array)
 
 
 def value_of(x: Any) -> Any:
@@ -138,52 +105,49 @@ def value_of(x: Any) -> Any:
     return getattr(x, "value", x)
 
 
-def trainable(
-    train_vars: Any, known: Mapping[str, Any], kind: Any, kind_name: str
-) -> dict[str, Any]:
-    """Those of ``train_vars`` that are not ``known`` yet, if all are of one kind.
+def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """Those of ``train_vars`` that are not ``known`` yet; of one kind unless ``None``.
 
     Raises:
       TypeError: If it is not a dict of variables of floating-point or complex numbers.
       ValueError: If a name stands for another variable already, a variable has
         another name already, or two names are written alike.
     """
-    if train_vars is not None and not isinstance(train_vars, Mapping):
+    if not isinstance(train_vars, Mapping | None):
         raise TypeError(
-            f"train_vars must be a dict of variables, got {type(train_vars).__name__} "
-            f"{train_vars!r:.80}.{_instead_of(train_vars)}"
+            f"train_vars must be a dict of variables, got {type(train_vars).__name__}."
+            f"{_instead_of(train_vars)}"
         )
-    new = {}
-    for name, variable in (train_vars or {}).items():
-        if not kind(variable):
+    together = {**known, **(train_vars or {})}
+    names: dict[Any, str] = {}
+    for name, variable in together.items():
+        got = kind_of(variable)
+        if got is None or kind not in (None, got):
             raise TypeError(
-                f"train_vars[{name!r}] must be a variable of {kind_name}, got "
+                f"train_vars[{name!r}] must be a variable of BrainPy"
+                f"{', brainstate or adadelta_tx' if kind is None else ''}, got "
                 f"{type(variable).__name__}."
             )
         if known.get(name, variable) is not variable:
             raise ValueError(f"The name {name!r} stands for another object already.")
+        first = names.setdefault(id(variable), name)
+        if first is not name:
+            raise ValueError(
+                f"{name!r} is a second name of the variable {first!r}. Pass "
+                "train_vars.unique()."
+            )
+        if names.setdefault(str(name).lstrip("."), name) is not name:
+            raise ValueError(f"Two of these names are written alike: {name!r}.")
         for leaf in jax.tree.leaves(variable.value):
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 raise TypeError(
                     f"train_vars[{name!r}] has dtype {leaf.dtype}; Adadelta trains "
                     "floating-point or complex numbers. Leave it out of train_vars."
                 )
-        if name not in known:
-            new[name] = variable
-    together = Collector({**known, **new})
-    again = together.keys() - together.unique().keys()
-    if again:
-        raise ValueError(
-            f"{sorted(again, key=str)} are second names of variables that are trained already. "
-            "Pass train_vars.unique()."
-        )
-    if len({str(name).lstrip(".") for name in together}) < len(together):
-        raise ValueError(f"Two of these names are written alike: {list(together)}.")
-    return new
+    return {name: v for name, v in together.items() if name not in known}
 
 
 def _instead_of(train_vars: Any) -> str:
-    """What to write instead, after a space, where that is known."""
     module = getattr(sys.modules.get("flax.nnx"), "Module", ())
     if isinstance(train_vars, module):
         return " Write nnx.Optimizer(model, adadelta_tx.adadelta(), wrt=nnx.Param)."
@@ -206,8 +170,8 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
         raise TypeError(f"grads must be a dict by variable, got {grads!r}.")
     if not values:
         raise ValueError(
-            "There are no variables to train. Give them first: Adadelta(train_vars), "
-            "or call register_train_vars(train_vars) before update."
+            "There are no variables to train. Give them first, as "
+            "Adadelta(train_vars) or by register_train_vars(train_vars)."
         )
     missing = sorted(values.keys() - grads.keys(), key=str)
     extra = sorted(grads.keys() - values.keys(), key=str)
@@ -218,24 +182,22 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
         )
     arrays = [value_of(grads[key]) for key in values]
     for (key, value), g in zip(values.items(), arrays, strict=True):
-        if getattr(g, "shape", None) == getattr(value, "shape", 0) and (
-            g.dtype == value.dtype
-        ):
-            continue  # the usual case, in a microsecond
-        if any(leaf is None for leaf in jax.tree.leaves(g, is_leaf=_is_none)):
-            raise TypeError(
-                f"Gradient {key!r} is None. Give zeros for a variable that the loss "
-                "does not depend on, or leave it out of train_vars."
-            )
-        want, got = (jax.tree.map(jnp.shape, x) for x in (value, g))
+        if getattr(g, "dtype", None) != getattr(value, "dtype", 0):  # which is seldom
+            leaves = jax.tree.leaves(g, is_leaf=lambda x: x is None)
+            if any(leaf is None for leaf in leaves):
+                raise TypeError(
+                    f"Gradient {key!r} is None. Give zeros for a variable that the "
+                    "loss does not depend on, or leave it out of train_vars."
+                )
+            for dtype in map(jnp.result_type, leaves):
+                if not jnp.issubdtype(dtype, jnp.inexact):
+                    raise TypeError(
+                        f"Gradient {key!r} has dtype {dtype}; floating-point or "
+                        "complex numbers are wanted."
+                    )
+        want, got = _shapes(value), _shapes(g)
         if want != got:
             raise ValueError(f"Gradient {key!r} has shape {got}, not {want}.")
-        for dtype in map(jnp.result_type, jax.tree.leaves(g)):
-            if not jnp.issubdtype(dtype, jnp.inexact):
-                raise TypeError(
-                    f"Gradient {key!r} has dtype {dtype}, not floating-point or "
-                    "complex."
-                )
     return arrays
 
 
@@ -266,10 +228,5 @@ def assign(variables: list[Any], values: list[Any]) -> None:
             setter(variable, value)
 
 
-def _is_none(x: Any) -> bool:
-    return x is None
-
-
-def _is_state(x: Any) -> bool:
-    brainstate = sys.modules.get("brainstate")
-    return brainstate is not None and isinstance(x, brainstate.State)
+def _shapes(x: Any) -> Any:
+    return x.shape if hasattr(x, "shape") else jax.tree.map(jnp.shape, x)

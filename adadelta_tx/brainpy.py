@@ -1,5 +1,8 @@
 """Adadelta as one of BrainPy's optimizers: the only module that imports BrainPy."""
 
+# pyright: reportIncompatibleMethodOverride=false
+# (BrainPy's classes stand before Node, so what both have is BrainPy's, with its types.)
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +12,6 @@ from brainpy.optim import CallBasedScheduler, Optimizer
 
 from adadelta_tx import _optimizer, _schedules
 from adadelta_tx._names import Node, lock
-
-# BrainPy's classes stand before Node, so what both have is BrainPy's.
 
 
 class Schedule(_schedules.Schedule, CallBasedScheduler, bm.BrainPyObject, Node):
@@ -41,7 +42,7 @@ class Adadelta(_optimizer.Adadelta, Optimizer, bm.BrainPyObject, Node):
     """
 
     _schedule_type = Schedule
-    _kind = (lambda x: isinstance(x, bm.Variable)), "BrainPy"
+    _variable_type = bm.Variable
 
     def _start(self, train_vars: Any, name: str | None) -> None:
         with lock:
@@ -52,23 +53,14 @@ class Adadelta(_optimizer.Adadelta, Optimizer, bm.BrainPyObject, Node):
         try:
             super().register_train_vars(train_vars)
         except (TypeError, ValueError) as error:
-            raise _as_math_error(error) from None
+            raise _MathError(*error.args) from None
 
     def _checked(self, grads: Any, values: dict[str, Any]) -> list[Any]:
         try:
             return super()._checked(grads, values)
         except (TypeError, ValueError) as error:
-            raise _as_math_error(error) from None
+            raise _MathError(*error.args) from None
 
 
-class _MathTypeError(errors.MathError, TypeError):
-    pass
-
-
-class _MathValueError(errors.MathError, ValueError):
-    pass
-
-
-def _as_math_error(error: Exception) -> errors.MathError:
-    kind = _MathTypeError if isinstance(error, TypeError) else _MathValueError
-    return kind(*error.args)
+class _MathError(errors.MathError, TypeError, ValueError):
+    """What ours is, and what BrainPy's is."""
