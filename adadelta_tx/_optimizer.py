@@ -5,7 +5,7 @@ import itertools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import chex
 import jax
@@ -340,9 +340,9 @@ def _uncompiled_step(
     )
     none = optax.EmptyState()
     state: Any = (as_state(trees, *count), none, none)
-    updates, (state, *_) = tx.update(grads, state, params)
-    trees, count = parts(state)
-    new = [cast("Any", optax.apply_updates(params, updates)), *trees]
+    updates, state = tx.update(grads, state, params)
+    trees, count = parts(state[0])
+    new: Any = [optax.apply_updates(params, updates), *trees]
     return [*itertools.chain(*new), *([] if count is None else [count])]
 
 
