@@ -103,8 +103,15 @@ def save_states(
         )
 
 
-def load_states(optimizer: Any, filename: StrPath, verbose: bool = False) -> None:
+def load_states(
+    optimizer: Any,
+    filename: StrPath,
+    variables: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> None:
     """Reads a file: see :meth:`adadelta_tx.Adadelta.load_states`."""
+    if variables is not None:
+        raise NotImplementedError("load_states of other variables than vars()")
     form = _format(filename)
     try:
         if os.path.exists(filename) and not os.path.isfile(filename):

@@ -1,23 +1,21 @@
 """Adadelta as an object that updates variables, with BrainPy's interface."""
 
 import functools
-import itertools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import chex
-import jax
 import numpy as np
-import optax
 from jax.core import Tracer
 
 from adadelta_tx._accumulators import as_state, check_requested, parts, suffixes
 from adadelta_tx._checkpoint import StrPath, load_states, save_states
 from adadelta_tx._diagnostics import effective_learning_rate
 from adadelta_tx._names import Node
-from adadelta_tx._schedules import Schedule, current_rate, make_schedule
+from adadelta_tx._schedules import Schedule, current_rate, make_schedule, track_like
+from adadelta_tx._step import step
 from adadelta_tx._transform import NUMBERS, number, scale_by_adadelta
 from adadelta_tx._variables import (
     Collector,
@@ -51,7 +49,8 @@ class Adadelta(Node):
 
     The accumulators are variables of the same family as those that it trains, so
     BrainPy's and brainstate's transformations track them. Under plain ``jax.jit``
-    use :func:`adadelta_tx.adadelta`.
+    use :func:`adadelta_tx.adadelta`. ``lr``, ``epsilon``, ``rho`` and
+    ``weight_decay`` can be set later; ``opt.lr = 0.5`` reaches compiled steps too.
 
     Args:
       train_vars: A dict from names to the variables to train: BrainPy's, any
@@ -68,9 +67,6 @@ class Adadelta(Node):
         next of ``Adadelta0``, ``Adadelta1``, …
       weight_decay: :math:`\lambda`, in [0, 1]. ``None`` means 0.
       accumulator_dtype: As for :func:`adadelta_tx.adadelta`.
-
-    ``lr``, ``epsilon``, ``rho`` and ``weight_decay`` can be set later, and are
-    checked then. ``opt.lr = 0.5`` sets the rate for steps that are compiled already.
 
     Raises:
       TypeError: If ``train_vars`` is not a dict of variables, or a number is none.
@@ -160,12 +156,8 @@ class Adadelta(Node):
                 self.lr.set_value(value)
                 return
             value = make_schedule(value, self._schedule_type)
-            self._track(value, vars(self).get("vars_to_train", {}))
+            track_like(vars(self).get("vars_to_train", {}), value)
         super().__setattr__(key, value)
-
-    def _track(self, lr: Any, variables: Mapping[str, Any]) -> None:
-        for variable in variables.values() if isinstance(lr, Schedule) else ():
-            lr.track_like(variable)
 
     def register_train_vars(self, train_vars: Mapping[str, Any] | None = None) -> None:
         """Adds variables to train, each with accumulators: zeros, or what it has.
@@ -176,7 +168,7 @@ class Adadelta(Node):
         new = trainable(train_vars, self.vars_to_train, self._variable_type)
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
         trees, count = parts(tx.init([variable.value for variable in new.values()]))
-        self._track(self.lr, new)
+        track_like(new, self.lr)
         for suffix, values in zip(self._suffixes, trees, strict=True):
             for (key, variable), value in zip(new.items(), values, strict=True):
                 self.implicit_vars[f"{key}{suffix}"] = kind_of(variable)(value)
@@ -218,7 +210,7 @@ class Adadelta(Node):
         params = dict(zip(self.vars_to_train, values, strict=False))
         arrays = self._checked(grads, params)
         fixed = self.rho, self.epsilon, self.weight_decay, len(self._suffixes)
-        assign(variables, _step(values, arrays, current_rate(self.lr), fixed))
+        assign(variables, step(values, arrays, current_rate(self.lr), fixed))
         self.lr.step_call()
 
     def effective_learning_rate(
@@ -247,23 +239,29 @@ class Adadelta(Node):
         self,
         filename: StrPath,
         variables: Mapping[str, Any] | None = None,
-        **setting: Any,
+        *,
+        compressed: bool = False,
     ) -> None:
         """Saves the state in a file, or leaves the file that was there as it is.
 
         Args:
-          filename: A path; ``.npz`` (or no extension), ``.h5`` or ``.hdf5`` (needs
-            h5py), ``.mat`` (scipy), ``.pkl`` or ``.pickle`` says the format.
+          filename: A path; its extension says the format: ``.npz`` (or none), ``.h5``,
+            ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``.
           variables: A dict of variables or arrays to save. ``None`` is :meth:`vars`.
-          **setting: ``compressed=True`` for a smaller ``.npz`` file.
+          compressed: Whether to make an ``.npz`` file smaller.
 
         Raises:
           CheckpointError: If there is no such format, or it lacks a package.
           OSError: If the system does not write the file.
         """
-        save_states(self, filename, variables, **setting)
+        save_states(self, filename, variables, compressed=compressed)
 
-    def load_states(self, filename: StrPath, verbose: bool = False) -> None:
+    def load_states(
+        self,
+        filename: StrPath,
+        variables: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
         """Loads a file of :meth:`save_states`, whatever the name then, or of BrainPy.
 
         Accumulators and counters become the file's, and so do rho, epsilon, weight
@@ -271,12 +269,13 @@ class Adadelta(Node):
 
         Args:
           filename: A path; its extension says the format.
+          variables: A dict of all variables to load. ``None`` is :meth:`vars`.
           verbose: Whether to log what is loaded, at level INFO.
 
         Raises:
           CheckpointError: If it is damaged or of other variables. Nothing has changed.
         """
-        load_states(self, filename, verbose)
+        load_states(self, filename, variables, verbose)
 
     def __repr__(self) -> str:
         keys = ("lr", "epsilon", "rho", "name", "weight_decay", "accumulator_dtype")
@@ -298,54 +297,3 @@ def _warn_of_habits(lr: Any, epsilon: Any, rho: Any) -> None:
             "finds the length of its steps itself: leave lr at 1, the paper's.",
             stacklevel=3,
         )
-
-
-def _step(values: list[Any], grads: list[Any], lr: Any, fixed: Any) -> list[Any]:
-    """One compiled step of the variables on each set of devices.
-
-    The values are the parameters, then for each suffix what is kept of them, in the
-    same order, then the count of updates, if the state has one.
-    """
-    if any(isinstance(x, Tracer) for x in fixed):
-        return _uncompiled_step(values, grads, lr, fixed)
-    n, new = len(grads), list(values)
-    shardings = {getattr(x, "sharding", None) for x in jax.tree.leaves(values[:n])}
-    if len(shardings) == 1:
-        return _compiled_step(values, grads, lr, fixed)
-    places: dict[Any, list[int]] = {}
-    for i, value in enumerate(values[:n]):
-        place = frozenset().union(*(x.devices() for x in jax.tree.leaves(value)))
-        places.setdefault(place, []).append(i)
-    count = range(n * (1 + fixed[-1]), len(values))
-    for rows in places.values():
-        its = [i + start for start in range(0, count.start, n) for i in rows]
-        own = [*(values[i] for i in its), *(np.asarray(values[i]) for i in count)]
-        step = _compiled_step(own, [grads[i] for i in rows], lr, fixed)
-        for i, value in zip((*its, *count), step, strict=True):
-            new[i] = value
-    return new
-
-
-def _uncompiled_step(
-    values: list[Any], grads: list[Any], lr: Any, fixed: Any
-) -> list[Any]:
-    n = len(grads)
-    rho, epsilon, weight_decay, columns = fixed
-    params, *trees = (values[i * n : i * n + n] for i in range(1 + columns))
-    count = values[(1 + columns) * n :] or [None]
-    tx = optax.chain(
-        scale_by_adadelta(rho, epsilon),
-        optax.scale_by_learning_rate(lr),
-        optax.add_decayed_weights(-weight_decay),
-    )
-    none = optax.EmptyState()
-    state: Any = (as_state(trees, *count), none, none)
-    updates, state = tx.update(grads, state, params)
-    trees, count = parts(state[0])
-    new: Any = [optax.apply_updates(params, updates), *trees]
-    return [*itertools.chain(*new), *([] if count is None else [count])]
-
-
-# No names among its arguments, so that a second network of the same shapes compiles
-# nothing.
-_compiled_step = jax.jit(_uncompiled_step, static_argnames="fixed")

@@ -80,24 +80,6 @@ class Schedule(Node):
         given = {"lr": self._rate} if self._is_given else {}
         return {**given, "last_epoch": self.last_epoch, "last_call": self.last_call}
 
-    def track_like(self, variable: Any) -> None:
-        """Lets the transformations that track ``variable`` track the numbers too.
-
-        Raises:
-          ValueError: If they cannot track a learning rate that was given.
-        """
-        kind = kind_of(variable)
-        if kind is Variable:
-            return
-        if self._is_given and isinstance(self._rate, Variable):
-            raise ValueError(
-                "lr is an adadelta_tx.Variable, which the transformations of the "
-                "trained variables do not track. Give lr as a variable of their kind."
-            )
-        for key in ("_rate", "_is_set", "last_epoch", "last_call"):
-            if isinstance(own := vars(self)[key], Variable):
-                setattr(self, key, kind(own.value))
-
     def __repr__(self) -> str:
         is_set = self._is_set.value
         scheduled = isinstance(is_set, Tracer) or not is_set
@@ -122,6 +104,25 @@ def make_schedule(lr: Any, kind: type[Schedule]) -> Any:
             "opt.lr.set_value(scheduler.get_last_lr()[0])."
         )
     return kind(lr)
+
+
+def track_like(variables: Mapping[str, Any], schedule: Any) -> None:
+    """Lets the transformations that track variables track a schedule's numbers too.
+
+    Raises:
+      ValueError: If they cannot track a learning rate that was given.
+    """
+    kinds = {kind_of(variable) for variable in variables.values()} - {Variable}
+    if not kinds or not isinstance(schedule, Schedule):
+        return
+    if schedule._is_given and isinstance(schedule._rate, Variable):
+        raise ValueError(
+            "lr is an adadelta_tx.Variable, which the transformations of the trained "
+            "variables do not track. Give lr as a variable of their kind."
+        )
+    for key, own in list(vars(schedule).items()):
+        if isinstance(own, Variable):
+            setattr(schedule, key, next(iter(kinds))(own.value))
 
 
 def current_rate(schedule: Any) -> Any:

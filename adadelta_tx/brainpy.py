@@ -20,7 +20,7 @@ class Schedule(_schedules.Schedule, CallBasedScheduler, bm.BrainPyObject, Node):
     def _start(self, type_: str) -> None:
         with lock:
             bm.BrainPyObject.__init__(self, self.unique_name(type_=type_))
-        self.track_like(bm.Variable(0.0))
+        _schedules.track_like({"": bm.Variable(0.0)}, self)
 
 
 class Adadelta(_optimizer.Adadelta, Optimizer, bm.BrainPyObject, Node):
