@@ -21,8 +21,9 @@ def step(values: list[Any], grads: list[Any], lr: Any, fixed: Any) -> list[Any]:
     if any(isinstance(x, Tracer) for x in fixed):
         return _uncompiled(values, grads, lr, fixed)
     n, new = len(grads), list(values)
-    shardings = {getattr(x, "sharding", None) for x in jax.tree.leaves(values[:n])}
-    if len(shardings) == 1:
+    leaves = jax.tree.leaves(values[:n]) if jax.device_count() > 1 else ()
+    shardings = {getattr(x, "sharding", None) for x in leaves}
+    if len(shardings) < 2 or None in shardings:  # None of a traced value
         return _compiled(values, grads, lr, fixed)
     places: dict[Any, list[int]] = {}
     for i, value in enumerate(values[:n]):
@@ -32,8 +33,8 @@ def step(values: list[Any], grads: list[Any], lr: Any, fixed: Any) -> list[Any]:
     for rows in places.values():
         its = [i + start for start in range(0, count.start, n) for i in rows]
         own = [*(values[i] for i in its), *(np.asarray(values[i]) for i in count)]
-        step = _compiled(own, [grads[i] for i in rows], lr, fixed)
-        for i, value in zip((*its, *count), step, strict=True):
+        changed = _compiled(own, [grads[i] for i in rows], lr, fixed)
+        for i, value in zip((*its, *count), changed, strict=True):
             new[i] = value
     return new
 

@@ -173,32 +173,38 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
             "There are no variables to train. Give them first, as "
             "Adadelta(train_vars) or by register_train_vars(train_vars)."
         )
-    missing = sorted(values.keys() - grads.keys(), key=str)
-    extra = sorted(grads.keys() - values.keys(), key=str)
-    if missing or extra:
+    if values.keys() != grads.keys():
+        missing = sorted(values.keys() - grads.keys(), key=str)
+        extra = sorted(grads.keys() - values.keys(), key=str)
         raise ValueError(
             f"The gradients are not those of the variables: missing {missing}, "
             f"unknown {extra}. register_train_vars adds variables."
         )
     arrays = [value_of(grads[key]) for key in values]
     for (key, value), g in zip(values.items(), arrays, strict=True):
-        if getattr(g, "dtype", None) != getattr(value, "dtype", 0):  # which is seldom
-            leaves = jax.tree.leaves(g, is_leaf=lambda x: x is None)
-            if any(leaf is None for leaf in leaves):
-                raise TypeError(
-                    f"Gradient {key!r} is None. Give zeros for a variable that the "
-                    "loss does not depend on, or leave it out of train_vars."
-                )
-            for dtype in map(jnp.result_type, leaves):
-                if not jnp.issubdtype(dtype, jnp.inexact):
-                    raise TypeError(
-                        f"Gradient {key!r} has dtype {dtype}; floating-point or "
-                        "complex numbers are wanted."
-                    )
-        want, got = _shapes(value), _shapes(g)
-        if want != got:
-            raise ValueError(f"Gradient {key!r} has shape {got}, not {want}.")
+        if getattr(g, "shape", None) != getattr(value, "shape", 0) or (
+            g.dtype != value.dtype
+        ):
+            _check_gradient(key, value, g)  # seldom: it takes longer
     return arrays
+
+
+def _check_gradient(key: str, value: Any, g: Any) -> None:
+    leaves = jax.tree.leaves(g, is_leaf=lambda x: x is None)
+    if any(leaf is None for leaf in leaves):
+        raise TypeError(
+            f"Gradient {key!r} is None. Give zeros for a variable that the loss does "
+            "not depend on, or leave it out of train_vars."
+        )
+    want, got = (jax.tree.map(jnp.shape, x) for x in (value, g))
+    if want != got:
+        raise ValueError(f"Gradient {key!r} has shape {got}, not {want}.")
+    for dtype in map(jnp.result_type, leaves):
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"Gradient {key!r} has dtype {dtype}; floating-point or complex "
+                "numbers are wanted."
+            )
 
 
 def assign(variables: list[Any], values: list[Any]) -> None:
@@ -226,7 +232,3 @@ def assign(variables: list[Any], values: list[Any]) -> None:
             variable.value = value
         else:
             setter(variable, value)
-
-
-def _shapes(x: Any) -> Any:
-    return x.shape if hasattr(x, "shape") else jax.tree.map(jnp.shape, x)
