@@ -77,7 +77,13 @@ class TrainVar(Variable):
 
 
 class Collector(dict[str, Any]):
-    """Variables by name."""
+    """Variables by name. ``+`` gives those of both, as with BrainPy's."""
+
+    def __add__(self, other: Mapping[str, Any]) -> "Collector":
+        for name in self.keys() & other.keys():
+            if self[name] is not other[name]:
+                raise ValueError(f"{name!r} stands for another object already.")
+        return Collector({**self, **other})
 
     def dict(self) -> dict[str, Any]:
         """The variables' values by name."""
@@ -124,9 +130,10 @@ def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str,
         got = kind_of(variable)
         if got is None or kind not in (None, got):
             raise TypeError(
-                f"train_vars[{name!r}] must be a variable of BrainPy"
-                f"{', brainstate or adadelta_tx' if kind is None else ''}, got "
-                f"{type(variable).__name__}."
+                f"train_vars[{name!r}] must be a variable of "
+                + ("BrainPy, brainstate or adadelta_tx" if kind is None else "BrainPy")
+                + f", got {type(variable).__name__}."
+                + (" Give others at once, as Adadelta(train_vars)." if got else "")
             )
         if known.get(name, variable) is not variable:
             raise ValueError(f"The name {name!r} stands for another object already.")
@@ -139,10 +146,10 @@ def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str,
         if names.setdefault(str(name).lstrip("."), name) is not name:
             raise ValueError(f"Two of these names are written alike: {name!r}.")
         for leaf in jax.tree.leaves(variable.value):
-            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
                 raise TypeError(
-                    f"train_vars[{name!r}] has dtype {leaf.dtype}; Adadelta trains "
-                    "floating-point or complex numbers. Leave it out of train_vars."
+                    f"train_vars[{name!r}] has dtype {jnp.result_type(leaf)}; Adadelta "
+                    "trains floating-point or complex numbers. Leave it out of them."
                 )
     return {name: v for name, v in together.items() if name not in known}
 

@@ -118,10 +118,11 @@ def test_numbers_are_set_wrongly(key, bad):
 
 def test_lr_is_set_by_assignment():
     opt = Adadelta(variables())
+    schedule = opt.lr
     opt.lr = 0.5
+    assert opt.lr is schedule  # whose numbers compiled steps read
     assert opt.lr() == 0.5
     opt.update(grads(0))
-    assert opt.lr.last_call.value == 0  # set in place
     opt.lr = lambda count: 0.25
     opt.update(grads(1))
     assert opt.lr() == 0.25
@@ -786,3 +787,11 @@ def test_schedule_that_gives_no_scalar_changes_nothing():
     with pytest.raises(ValueError, match=r"must give a scalar, got .* shape \(1,\)"):
         opt.update(grads(0))
     chex.assert_trees_all_equal(snapshot(opt), before)
+
+
+def test_collections_add_up():
+    one, two = Adadelta(variables()), Adadelta(variables())
+    assert one.vars() + two.vars() == {**one.vars(), **two.vars()}
+    assert one.vars() + one.vars() == one.vars()
+    with pytest.raises(ValueError, match="stands for another object"):
+        one.vars("relative") + two.vars("relative")
