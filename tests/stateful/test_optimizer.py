@@ -629,9 +629,7 @@ def test_schedule_with_debug_nans():
     np.testing.assert_allclose(opt.vars_to_train["w"].value, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "lr", [0.5, 0.0, optax.constant_schedule(0.5), Variable(0.5)], ids=str
-)
+@pytest.mark.parametrize("lr", [0.5, 0.0, optax.constant_schedule(0.5), Variable(0.5)])
 def test_rate_and_back(lr):
     """What files store of a learning rate."""
     opt = Adadelta(variables(), lr)
