@@ -41,7 +41,7 @@ class Node:
                 numbers = _counters.setdefault(type_, itertools.count())
                 names = (f"{type_}{number}" for number in numbers)
                 return next(name for name in names if name not in _owners)
-        if not name.isidentifier():
+        if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"A name must be a valid identifier, got {name!r}.")
         owner = _owners.get(name, self)
         if owner is not self:
@@ -73,22 +73,20 @@ class Node:
         return object.__new__, (type(self),), vars(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Keeps the name, or takes an automatic one if that is in use."""
+        """Keeps the name, or takes one with another number if that is in use."""
         vars(self).update(state)
         try:
-            self.name = state["_name"]
+            self.name = self._name
         except Exception:  # of two libraries, which have no error in common
-            self.name = None
+            kind = self._name.rstrip("0123456789")
+            self.name = self.unique_name(type_=kind)
 
     if not TYPE_CHECKING:  # a type checker knows what there is
 
         def __getattr__(self, key: str) -> Any:
-            hint = self._elsewhere.get(key, "")
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute {key!r}. {hint}",
-                name=key,
-                obj=self,
-            )
+            what = f"{type(self).__name__!r} object has no attribute {key!r}. "
+            what += self._elsewhere.get(key, "")
+            raise AttributeError(what.rstrip(), name=key, obj=self)
 
 
 def clear_name_cache() -> None:
