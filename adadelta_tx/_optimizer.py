@@ -120,10 +120,10 @@ class Adadelta(Node):
                 f"given by name. Got epsilon={epsilon!r}, name={name!r}."
             )
         self.epsilon, self.rho, self.weight_decay = epsilon, rho, weight_decay
-        _warn_of_habits(lr, self.epsilon, self.rho)
         self.accumulator_dtype = check_requested(accumulator_dtype)
         self._suffixes = suffixes(self.accumulator_dtype)
         self.lr = lr
+        _warn_of_habits(lr, self.epsilon, self.rho)
         self._start(train_vars, name)
 
     if not TYPE_CHECKING:  # for which __init__ says it all
@@ -186,8 +186,7 @@ class Adadelta(Node):
         """
         self._checked(grads, {key: v.value for key, v in self.vars_to_train.items()})
 
-    def _checked(self, grads: Any, values: dict[str, Any]) -> list[Any]:
-        return checked_grads(grads, values)
+    _checked = staticmethod(checked_grads)
 
     def update(self, grads: Mapping[str, Any]) -> None:
         """Updates all variables by one step, all at once or, on an error, none.
@@ -291,7 +290,7 @@ def _warn_of_habits(lr: Any, epsilon: Any, rho: Any) -> None:
             "place: epsilon is the third argument and rho the fourth.",
             stacklevel=3,
         )
-    if isinstance(lr, int | float) and 0 < lr <= 0.01:
+    if is_number(lr) and not isinstance(lr, Tracer) and 0 < lr <= 0.01:
         warnings.warn(
             f"lr={lr} makes every step {1 / lr:.0f} times shorter than Adadelta's. It "
             "finds the length of its steps itself: leave lr at 1, the paper's.",
