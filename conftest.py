@@ -6,5 +6,6 @@ from sybil.parsers.markdown import ClearNamespaceParser, PythonCodeBlockParser
 chex.set_n_cpu_devices(8)
 
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), ClearNamespaceParser()], patterns=["README.md"]
+    parsers=[PythonCodeBlockParser(), ClearNamespaceParser()],
+    patterns=["README.md", "docs/*.md"],
 ).pytest()

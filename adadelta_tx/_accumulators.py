@@ -129,16 +129,6 @@ def arithmetic_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if jnp.float64 in floats else jnp.float32)
 
 
-def state_of(names: Sequence[str], stored: Sequence[Any]) -> State:
-    """The state of arrays in a flat list: E[g²], then E[Δx²], or codes and a count."""
-    n = len(names)
-    columns, count = [stored[:n], stored[n:]], None
-    last = jax.tree.leaves(stored)[-1:]
-    if last and last[0].dtype == jnp.int32:
-        columns, count = [stored[:n]], stored[n]
-    return as_state([dict(zip(names, x, strict=True)) for x in columns], count)
-
-
 def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
     """An accumulator of zeros with the parameter's shape and sharding."""
     if isinstance(parameter, Tracer):

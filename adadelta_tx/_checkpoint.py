@@ -62,7 +62,7 @@ class _Plan(NamedTuple):
 
     variables: list[Any]
     values: list[Any]
-    numbers: dict[str, float]
+    numbers: dict[str, Any]
     warnings: list[str]
     lines: list[str]
 
@@ -103,8 +103,15 @@ def save_states(
         )
 
 
-def load_states(optimizer: Any, filename: StrPath, verbose: bool = False) -> None:
+def load_states(
+    optimizer: Any,
+    filename: StrPath,
+    variables: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> None:
     """Reads a file: see :meth:`adadelta_tx.Adadelta.load_states`."""
+    if variables is not None:
+        raise NotImplementedError("load_states of other variables than vars()")
     form = _format(filename)
     try:
         if os.path.exists(filename) and not os.path.isfile(filename):
@@ -117,11 +124,7 @@ def load_states(optimizer: Any, filename: StrPath, verbose: bool = False) -> Non
                 plan = _plan(optimizer, form, reader, size, sealed)
         old = {key: getattr(optimizer, key) for key in NUMBERS}
         old["lr"] = rate(optimizer.lr)
-        changed = {
-            key: new
-            for key, new in plan.numbers.items()
-            if new != old[key] and not (math.isnan(new) and math.isnan(old[key]))
-        }
+        changed = {key: new for key, new in plan.numbers.items() if new != old[key]}
         if "lr" in changed:
             restore_rate(optimizer.lr, changed["lr"])
     except CheckpointError as error:
@@ -342,7 +345,8 @@ def _plan(
         numbers = {key: number(key, saved[key], *NUMBERS[key]) for key in NUMBERS}
         schedule, lr = header["schedule"], optimizer.lr
         if _kind(schedule) == _kind(lr.name):
-            numbers["lr"] = saved["lr"] + 0.0  # a number
+            lr = saved["lr"]  # a number; NaN or nothing where a schedule gives it
+            numbers["lr"] = None if lr is None or math.isnan(lr) else lr + 0.0
         else:
             warnings.append(f"lr stays {lr!r}; the file's was a {schedule}.")
     lines = [f"loads {told(key)} from {key}" for key in leaves]

@@ -1,29 +1,41 @@
 """Adadelta as an object that updates variables, with BrainPy's interface."""
 
+import functools
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import chex
-from jax.typing import DTypeLike
+import numpy as np
+from jax.core import Tracer
 
-from adadelta_tx._accumulators import check_requested, parts, state_of, suffixes
+from adadelta_tx._accumulators import as_state, check_requested, parts, suffixes
 from adadelta_tx._checkpoint import StrPath, load_states, save_states
 from adadelta_tx._diagnostics import effective_learning_rate
 from adadelta_tx._hyperparameters import NUMBERS, number
-from adadelta_tx._schedules import Schedule, current_rate, make_schedule
-from adadelta_tx._transform import flat_step, scale_by_adadelta
+from adadelta_tx._names import Node
+from adadelta_tx._schedules import Schedule, current_rate, make_schedule, track_like
+from adadelta_tx._step import step
+from adadelta_tx._transform import scale_by_adadelta
 from adadelta_tx._variables import (
     Collector,
     assign,
     checked_grads,
-    claim_name,
-    free_name,
+    is_number,
+    kind_of,
     trainable,
-    variable_like,
+)
+
+AccumulatorDType = (
+    Literal["uint8", "float16", "bfloat16", "float32", "float64"]
+    | type[Any]
+    | np.dtype[Any]
+    | None
 )
 
 
-class Adadelta:
+class Adadelta(Node):
     r"""The Adadelta optimizer as an object, for code in BrainPy's style.
 
     It has the arguments of ``brainpy.optimizers.Adadelta`` (2022) and stands where
@@ -31,19 +43,26 @@ class Adadelta:
     :func:`adadelta_tx.adadelta`, with the weight decay :math:`\lambda` in
     :math:`x_t = (1 - \lambda) x_{t-1} - \alpha u_t`.
 
-    Its accumulators are variables of the same family as those that it trains, so
+    With BrainPy's variables, or without any once BrainPy is imported, this makes an
+    ``adadelta_tx.brainpy.Adadelta``, which is a ``brainpy.optim.Optimizer`` too; as
+    ``pathlib.Path`` makes a ``PosixPath``. Subclasses are made as they are: derive
+    from that class for use with BrainPy.
+
+    The accumulators are variables of the same family as those that it trains, so
     BrainPy's and brainstate's transformations track them. Under plain ``jax.jit``
-    use :func:`adadelta_tx.adadelta`.
+    use :func:`adadelta_tx.adadelta`. ``lr``, ``epsilon``, ``rho`` and
+    ``weight_decay`` can be set later; ``opt.lr = 0.5`` reaches compiled steps too.
 
     Args:
       train_vars: A dict from names to the variables to train: BrainPy's, any
         ``brainstate.State`` or :class:`adadelta_tx.Variable`. ``None`` leaves that
         to :meth:`register_train_vars`, which BrainPy's trainers call.
       lr: Learning rate: a number of at least 0, an optax schedule (called with
-        the number of updates so far) or a BrainPy ``Scheduler``. The default is
-        the paper's 1. BrainPy printed 0.01 before 2.8.1, but did not use it:
-        every run there was at 1.
-      epsilon: :math:`\epsilon`, above 0.
+        the number of updates so far), a BrainPy ``Scheduler``, or a variable. The
+        default is the paper's 1. BrainPy printed 0.01 before 2.8.1, but did not
+        use it: every run there was at 1.
+      epsilon: :math:`\epsilon`, above 0. The third argument, as in 2022; in BrainPy
+        2.8 that is ``weight_decay``.
       rho: :math:`\rho`, in [0, 1).
       name: A valid identifier that no living optimizer has. ``None`` takes the
         next of ``Adadelta0``, ``Adadelta1``, …
@@ -68,6 +87,22 @@ class Adadelta:
       ['0.9865', '-1.9864']
     """
 
+    lr: Any
+    epsilon: Any
+    rho: Any
+    weight_decay: Any
+    vars_to_train: Any
+    """The variables being trained, by the names that they were given."""
+
+    _schedule_type = Schedule
+    _variable_type: Any = None  # or the only one
+    _elsewhere: ClassVar = {
+        "eps": "Write epsilon.",
+        "learning_rate": "Write lr.",
+        "init": "Optax and Flax want the transformation adadelta_tx.adadelta().",
+        "register_vars": "Write register_train_vars.",
+    }
+
     def __init__(
         self,
         train_vars: Mapping[str, Any] | None = None,
@@ -77,19 +112,53 @@ class Adadelta:
         name: str | None = None,
         *,
         weight_decay: float | None = None,
-        accumulator_dtype: DTypeLike | None = None,
+        accumulator_dtype: AccumulatorDType = None,
     ) -> None:
         """See the class."""
-        self.rho, self.epsilon = rho, epsilon
-        self.weight_decay = 0.0 if weight_decay is None else weight_decay
-        self.rho, self.epsilon, self.weight_decay = self.numbers().values()
+        if epsilon is None or not isinstance(name, str | None):
+            raise TypeError(
+                "The arguments are train_vars, lr, epsilon, rho, name; weight_decay is "
+                f"given by name. Got epsilon={epsilon!r}, name={name!r}."
+            )
+        self.epsilon, self.rho, self.weight_decay = epsilon, rho, weight_decay
         self.accumulator_dtype = check_requested(accumulator_dtype)
         self._suffixes = suffixes(self.accumulator_dtype)
-        self.lr = make_schedule(lr)
-        self.vars_to_train = Collector()
-        self.implicit_vars = Collector()
+        self.lr = lr
+        _warn_of_habits(lr, self.epsilon, self.rho)
+        self._start(train_vars, name)
+
+    if not TYPE_CHECKING:  # for which __init__ says it all
+
+        @functools.wraps(__init__)  # and so does help()
+        def __new__(cls, train_vars: Any = None, *_: Any, **__: Any) -> "Adadelta":
+            """Takes BrainPy's class where the variables are BrainPy's."""
+            if cls is Adadelta and "brainpy.math" in sys.modules:
+                variable = sys.modules["brainpy.math"].Variable
+                given = train_vars.values() if isinstance(train_vars, Mapping) else ()
+                if all(isinstance(x, variable) for x in given):
+                    from adadelta_tx import brainpy
+
+                    cls = brainpy.Adadelta
+            return super().__new__(cls)
+
+    def _start(self, train_vars: Any, name: str | None) -> None:
+        self.vars_to_train, self.implicit_vars = Collector(), Collector()
         self.register_train_vars(train_vars)
-        self._name = claim_name(self, name, type(self).__name__)
+        self.name = name
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key in self._elsewhere:
+            raise AttributeError(f"There is no {key}. {self._elsewhere[key]}")
+        if key in NUMBERS:
+            value = 0.0 if key == "weight_decay" and value is None else value
+            value = number(key, value, *NUMBERS[key])
+        if key == "lr":
+            if is_number(value) and isinstance(vars(self).get(key), Schedule):
+                self.lr.set_value(value)
+                return
+            value = make_schedule(value, self._schedule_type)
+            track_like(vars(self).get("vars_to_train", {}), value)
+        super().__setattr__(key, value)
 
     def register_train_vars(self, train_vars: Mapping[str, Any] | None = None) -> None:
         """Adds variables to train, each with accumulators: zeros, or what it has.
@@ -97,61 +166,64 @@ class Adadelta:
         Args:
           train_vars: As for the class, with its errors; then nothing is added.
         """
-        new = trainable(train_vars, known=self.vars_to_train)
+        new = trainable(train_vars, self.vars_to_train, self._variable_type)
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
-        trees, count = parts(tx.init({str(key): v.value for key, v in new.items()}))
-        for variable in new.values() if isinstance(self.lr, Schedule) else ():
-            self.lr.track_like(variable)
+        trees, count = parts(tx.init([variable.value for variable in new.values()]))
+        track_like(new, self.lr)
         for suffix, values in zip(self._suffixes, trees, strict=True):
-            for key, variable in new.items():
-                accumulator = variable_like(variable, values[str(key)])
-                self.implicit_vars[f"{key}{suffix}"] = accumulator
+            for (key, variable), value in zip(new.items(), values, strict=True):
+                self.implicit_vars[f"{key}{suffix}"] = kind_of(variable)(value)
         if count is not None and new and not self.vars_to_train:
             first = next(iter(new.values()))
-            self.implicit_vars["codes_count"] = variable_like(first, count)
+            self.implicit_vars["codes_count"] = kind_of(first)(count)
         self.vars_to_train.update(new)
-
-    register_vars = register_train_vars
 
     def check_grads(self, grads: Mapping[str, Any]) -> None:
         """Checks that there is one gradient of the right shape for each variable.
 
         Raises:
-          TypeError: If ``grads`` is not a dict.
+          TypeError: If ``grads`` is not a dict, or a gradient is none or of integers.
           ValueError: If an entry is missing, unknown or of another shape: it is named.
         """
-        checked_grads(grads, self.vars_to_train.dict())
+        self._checked(grads, {key: v.value for key, v in self.vars_to_train.items()})
+
+    _checked = staticmethod(checked_grads)
 
     def update(self, grads: Mapping[str, Any]) -> None:
         """Updates all variables by one step, all at once or, on an error, none.
 
-        Outside of any transformation it is one compiled call for all variables,
-        compiled once per set of shapes. No array that a caller holds is reused.
+        Outside of any transformation it is one compiled call for all variables on a
+        device, compiled once per set of shapes. No array that a caller holds is reused.
 
         Args:
           grads: A dict from the variables' names to gradients of their shapes.
 
         Raises:
-          TypeError, ValueError: If :meth:`check_grads` does.
+          TypeError, ValueError: If :meth:`check_grads` does, or the learning rate is
+            known and is below 0.
           RuntimeError: If JAX traces the call and a variable is an
             :class:`adadelta_tx.Variable`, which it does not track. Of the others,
             brainstate raises its ``TraceContextError`` under plain ``jax.jit``.
         """
         variables = [*self.vars_to_train.values(), *self._accumulators()]
         values = [variable.value for variable in variables]
-        pairs = zip(self.vars_to_train, values, strict=False)  # without accumulators
-        arrays = checked_grads(grads, dict(pairs))
-        names = tuple(map(str, self.vars_to_train))
-        rate, fixed = current_rate(self.lr), tuple(self.numbers().values())
-        assign(variables, flat_step(names, values, arrays, rate, fixed))
+        params = dict(zip(self.vars_to_train, values, strict=False))
+        arrays = self._checked(grads, params)
+        fixed = self.rho, self.epsilon, self.weight_decay, len(self._suffixes)
+        assign(variables, step(values, arrays, current_rate(self.lr), fixed))
         self.lr.step_call()
 
     def effective_learning_rate(
         self, percentiles: Sequence[float] | None = None
     ) -> dict[str, Any]:
         """By variable, what :func:`adadelta_tx.effective_learning_rate` returns."""
+        keys = list(self.vars_to_train)
         stored = [variable.value for variable in self._accumulators()]
-        state = state_of([*self.vars_to_train], stored)
+        trees = [
+            dict(zip(keys, stored[i * len(keys) :], strict=False))
+            for i in range(len(self._suffixes))
+        ]
+        state = as_state(trees, *stored[len(trees) * len(keys) :] or [None])
         return effective_learning_rate(state, self.epsilon, percentiles=percentiles)
 
     def _accumulators(self) -> list[Any]:
@@ -160,73 +232,36 @@ class Adadelta:
         return [own[name] for name in (*names, "codes_count") if name in own]
 
     def numbers(self) -> dict[str, float]:
-        """rho, epsilon and the weight decay, each checked to be in its range."""
-        return {key: number(key, getattr(self, key), *NUMBERS[key]) for key in NUMBERS}
-
-    @property
-    def name(self) -> str:
-        """The optimizer's name; assigning ``None`` takes the next automatic one."""
-        return self._name
-
-    @name.setter
-    def name(self, name: str | None) -> None:
-        self._name = claim_name(self, name, type(self).__name__)
-
-    def unique_name(self, name: str | None = None, type_: str | None = None) -> str:
-        """``name`` if it is free, or the next automatic name of ``type_``."""
-        return free_name(self, name, type_ or type(self).__name__)
-
-    def nodes(
-        self, method: str = "absolute", level: int = -1, include_self: bool = True
-    ) -> Collector:
-        """This object and, unless ``level`` is 0, its learning rate's, by name."""
-        if method not in ("absolute", "relative"):
-            raise ValueError(f"method must be absolute or relative, got {method!r}.")
-        absolute = method == "absolute"
-        found = Collector({self.name if absolute else "": self} if include_self else {})
-        if level != 0:
-            found[self.lr.name if absolute else "lr"] = self.lr
-        return found
-
-    def vars(
-        self, method: str = "absolute", level: int = -1, include_self: bool = True
-    ) -> Collector:
-        """The accumulators and the learning rate's counters, by name."""
-        found = Collector()
-        for path, node in self.nodes(method, level, include_self).items():
-            own = self.implicit_vars if node is self else node.vars("relative", level=0)
-            prefix = f"{path}." if path else ""
-            found.update({prefix + key.lstrip("."): v for key, v in own.items()})
-        return found
-
-    def train_vars(
-        self, method: str = "absolute", level: int = -1, include_self: bool = True
-    ) -> Collector:
-        """The variables being trained, by the names that they were given."""
-        del method, level
-        return Collector(self.vars_to_train if include_self else {})
+        """rho, epsilon and the weight decay."""
+        return {key: getattr(self, key) for key in NUMBERS}
 
     def save_states(
         self,
         filename: StrPath,
         variables: Mapping[str, Any] | None = None,
-        **setting: Any,
+        *,
+        compressed: bool = False,
     ) -> None:
         """Saves the state in a file, or leaves the file that was there as it is.
 
         Args:
-          filename: A path; ``.npz`` (or no extension), ``.h5`` or ``.hdf5`` (needs
-            h5py), ``.mat`` (scipy), ``.pkl`` or ``.pickle`` says the format.
+          filename: A path; its extension says the format: ``.npz`` (or none), ``.h5``,
+            ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``.
           variables: A dict of variables or arrays to save. ``None`` is :meth:`vars`.
-          **setting: ``compressed=True`` for a smaller ``.npz`` file.
+          compressed: Whether to make an ``.npz`` file smaller.
 
         Raises:
           CheckpointError: If there is no such format, or it lacks a package.
           OSError: If the system does not write the file.
         """
-        save_states(self, filename, variables, **setting)
+        save_states(self, filename, variables, compressed=compressed)
 
-    def load_states(self, filename: StrPath, verbose: bool = False) -> None:
+    def load_states(
+        self,
+        filename: StrPath,
+        variables: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
         """Loads a file of :meth:`save_states`, whatever the name then, or of BrainPy.
 
         Accumulators and counters become the file's, and so do rho, epsilon, weight
@@ -234,13 +269,31 @@ class Adadelta:
 
         Args:
           filename: A path; its extension says the format.
+          variables: A dict of all variables to load. ``None`` is :meth:`vars`.
           verbose: Whether to log what is loaded, at level INFO.
 
         Raises:
           CheckpointError: If it is damaged or of other variables. Nothing has changed.
         """
-        load_states(self, filename, verbose)
+        load_states(self, filename, variables, verbose)
 
     def __repr__(self) -> str:
-        shown = f"lr={self.lr!r}, epsilon={self.epsilon}, rho={self.rho}"
-        return f"{type(self).__name__}({shown}, name={self.name!r})"
+        keys = ("lr", "epsilon", "rho", "name", "weight_decay", "accumulator_dtype")
+        shown = ", ".join(f"{key}={getattr(self, key)!r}" for key in keys)
+        return f"{type(self).__name__}({shown})"
+
+
+def _warn_of_habits(lr: Any, epsilon: Any, rho: Any) -> None:
+    known = not isinstance(epsilon, Tracer) and not isinstance(rho, Tracer)
+    if known and (epsilon >= 0.5 or 0 < rho < 0.01):
+        warnings.warn(
+            f"epsilon={epsilon} and rho={rho} look as if they stood in each other's "
+            "place: epsilon is the third argument and rho the fourth.",
+            stacklevel=3,
+        )
+    if is_number(lr) and not isinstance(lr, Tracer) and 0 < lr <= 0.01:
+        warnings.warn(
+            f"lr={lr} makes every step {1 / lr:.0f} times shorter than Adadelta's. It "
+            "finds the length of its steps itself: leave lr at 1, the paper's.",
+            stacklevel=3,
+        )

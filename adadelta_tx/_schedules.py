@@ -1,52 +1,53 @@
 """The learning rate of an optimizer object: a number, or something that changes."""
 
-import math
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from adadelta_tx._hyperparameters import AT_LEAST_0, number
-from adadelta_tx._variables import (
-    Collector,
-    Variable,
-    assign,
-    claim_name,
-    is_variable,
-    value_of,
-    variable_like,
-)
+from adadelta_tx._names import Node
+from adadelta_tx._variables import Variable, assign, kind_of, value_of
 
 
-class Schedule:
+class Schedule(Node):
     """A learning rate with the interface of BrainPy's schedulers.
 
     Its numbers are variables, so that setting them needs no recompilation: the
-    rate that was set (NaN where an optax schedule gives it), the index of the
-    last update and that of the last epoch, -1 before the first.
+    rate, whether it is set or an optax schedule gives it, and the indices of the
+    last update and the last epoch, -1 before the first.
     """
+
+    _excluded_vars = ("_rate", "_is_set")  # from BrainPy's vars()
+    _elsewhere: ClassVar = {"step": "Read last_call, the index of the last update."}
 
     def __init__(self, lr: Any) -> None:
         """Takes a number of at least 0, a variable of one, or an optax schedule."""
-        self._schedule = lr if callable(lr) else None
-        self.last_call = Variable(jnp.asarray(-1, dtype=jnp.int32))
-        self.last_epoch = Variable(jnp.asarray(-1, dtype=jnp.int32))
-        self._is_given = is_variable(lr)
-        if self._is_given:
-            self._lr: Any = lr
-            if self.lr.ndim or not jnp.issubdtype(self.lr.dtype, jnp.floating):
-                raise ValueError(f"lr must hold a floating-point scalar, got {lr!r}.")
-        else:
-            rate = math.nan if callable(lr) else number("lr", lr, *AT_LEAST_0)
-            self._lr = Variable(jnp.asarray(rate, dtype=float))
-        self.name = claim_name(self, None, "Schedule" if callable(lr) else "Constant")
+        self._schedule: Any = lr if callable(lr) else None
+        self._is_given = kind_of(lr) is not None
+        self._rate: Any = lr
+        if not self._is_given:
+            first = 0.0 if callable(lr) else number("lr", lr, *AT_LEAST_0)
+            self._rate = Variable(jnp.asarray(first, dtype=float))
+        value = self._rate.value
+        if value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"lr must hold a floating-point scalar, got {lr!r}.")
+        self._is_set: Any = Variable(jnp.asarray(self._schedule is None))
+        self.last_epoch: Any = Variable(jnp.asarray(-1, dtype=jnp.int32))
+        self.last_call: Any = Variable(jnp.asarray(-1, dtype=jnp.int32))
+        self._start("Constant" if self._schedule is None else "Schedule")
+
+    def _start(self, type_: str) -> None:
+        self.name = self.unique_name(type_=type_)
 
     @property
     def lr(self) -> jax.Array:
-        """The learning rate that was set; NaN where an optax schedule gives it."""
-        return self._lr.value
+        """The learning rate of the next update; setting it is :meth:`set_value`."""
+        return self()
 
     @lr.setter
     def lr(self, value: Any) -> None:
@@ -58,11 +59,12 @@ class Schedule:
 
     def __call__(self, i: Any = None) -> jax.Array:
         """The learning rate of update ``i``, counted from 0; the next, by default."""
+        rate = self._rate.value
         if self._schedule is None:
-            return self.lr
+            return rate
         i = self.last_call.value + 1 if i is None else i
-        scheduled = jnp.asarray(self._schedule(i), dtype=self.lr.dtype)
-        return jnp.where(jnp.isnan(self.lr), scheduled, self.lr)
+        scheduled = jnp.asarray(value_of(self._schedule(i)), dtype=rate.dtype)
+        return jnp.where(self._is_set.value, rate, scheduled)
 
     def step_call(self) -> None:
         """Counts an update."""
@@ -72,36 +74,20 @@ class Schedule:
         """Counts an epoch, as BrainPy's trainers tell it."""
         assign([self.last_epoch], [self.last_epoch.value + 1])
 
-    def vars(self, method: str = "absolute", **_: Any) -> Collector:
+    @property
+    def implicit_vars(self) -> Mapping[str, Any]:
         """The counters, and a learning rate given as a variable, by their names."""
-        prefix = f"{self.name}." if method == "absolute" else ""
-        keys = ["lr"] * self._is_given + ["last_epoch", "last_call"]
-        variables = {"lr": self._lr, **vars(self)}
-        return Collector((prefix + key, variables[key]) for key in keys)
-
-    def track_like(self, variable: Any) -> None:
-        """Lets the transformations that track ``variable`` track the numbers too.
-
-        Raises:
-          ValueError: If they cannot track a learning rate that was given.
-        """
-        if isinstance(variable, Variable):
-            return
-        if self._is_given and isinstance(self._lr, Variable):
-            raise ValueError(
-                "lr is an adadelta_tx.Variable, which the transformations of the "
-                "trained variables do not track. Give lr as a variable of their kind."
-            )
-        for key in ("_lr", "last_epoch", "last_call"):
-            if isinstance(getattr(self, key), Variable):
-                setattr(self, key, variable_like(variable, getattr(self, key).value))
+        given = {"lr": self._rate} if self._is_given else {}
+        return {**given, "last_epoch": self.last_epoch, "last_call": self.last_call}
 
     def __repr__(self) -> str:
-        kind = self.name.rstrip("0123456789")
-        return f"{kind}(lr={self.lr if self._schedule is None else self._schedule})"
+        is_set = self._is_set.value
+        scheduled = isinstance(is_set, Tracer) or not is_set
+        shown = self._schedule if scheduled else self._rate.value
+        return f"{'Schedule' if self._schedule else 'Constant'}(lr={shown})"
 
 
-def make_schedule(lr: Any) -> Any:
+def make_schedule(lr: Any, kind: type[Schedule]) -> Any:
     """``lr`` behind a scheduler's interface; a BrainPy scheduler as it is."""
     if hasattr(lr, "step_call") and hasattr(lr, "step_epoch"):
         return lr
@@ -110,29 +96,68 @@ def make_schedule(lr: Any) -> Any:
             f"lr must be a learning rate, got a dict of {len(lr)}. The variables come "
             "first here: Adadelta(train_vars, lr)."
         )
-    return Schedule(lr)
+    if isinstance(lr, getattr(sys.modules.get("braintools.optim"), "LRScheduler", ())):
+        raise TypeError(
+            f"lr is braintools' {type(lr).__name__}, which is stepped by hand and "
+            "called for the negative of the rate. Give an optax schedule or a "
+            "scheduler of brainpy.optim, or set the rate after each step of it: "
+            "opt.lr.set_value(scheduler.get_last_lr()[0])."
+        )
+    return kind(lr)
 
 
-def current_rate(schedule: Any) -> jax.Array:
+def track_like(variables: Mapping[str, Any], schedule: Any) -> None:
+    """Lets the transformations that track variables track a schedule's numbers too.
+
+    Raises:
+      ValueError: If they cannot track a learning rate that was given.
+    """
+    kinds = {kind_of(variable) for variable in variables.values()} - {Variable}
+    if not kinds or not isinstance(schedule, Schedule):
+        return
+    if schedule._is_given and isinstance(schedule._rate, Variable):
+        raise ValueError(
+            "lr is an adadelta_tx.Variable, which the transformations of the trained "
+            "variables do not track. Give lr as a variable of their kind."
+        )
+    for key, own in list(vars(schedule).items()):
+        if isinstance(own, Variable):
+            setattr(schedule, key, next(iter(kinds))(own.value))
+
+
+def current_rate(schedule: Any) -> Any:
     """The learning rate of the next update.
 
     Raises:
-      ValueError: If it is not a scalar.
+      ValueError: If it is not a scalar, or is known and is not finite and at least 0.
     """
-    rate = jnp.asarray(value_of(schedule()), dtype=float)
-    if rate.ndim:
-        raise ValueError(f"lr must give a scalar, got one of shape {rate.shape}.")
-    return rate
+    rate = value_of(schedule())
+    if jnp.ndim(rate):
+        raise ValueError(f"lr must give a scalar, got one of shape {jnp.shape(rate)}.")
+    if isinstance(rate, Tracer):
+        return jnp.asarray(rate, dtype=float)
+    return np.float64(number("lr", rate, *AT_LEAST_0))  # float32 without x64
 
 
-def rate(schedule: Any) -> float:
-    """The learning rate that was set; NaN where there is none."""
-    return float(np.asarray(value_of(getattr(schedule, "lr", math.nan))))
+def rate(schedule: Any) -> float | None:
+    """The learning rate that was set; ``None`` where a schedule gives it."""
+    if isinstance(schedule, Schedule) and not schedule._is_set.value:
+        return None
+    lr = getattr(schedule, "lr", None)
+    return None if lr is None else float(np.asarray(value_of(lr)))
 
 
-def restore_rate(schedule: Any, lr: float) -> None:
-    """Sets what :func:`rate` told, NaN included."""
-    if isinstance(schedule, Schedule):
-        assign([schedule._lr], [jnp.asarray(lr, dtype=schedule.lr.dtype)])
-    else:
-        schedule.lr = lr
+def restore_rate(schedule: Any, lr: Any) -> None:
+    """Sets what :func:`rate` told: a number, or ``None`` for the optax schedule.
+
+    Raises:
+      ValueError: If there is no schedule to give the rate.
+    """
+    if not isinstance(schedule, Schedule):
+        old = value_of(schedule.lr)
+        schedule.lr = jnp.asarray(lr, old.dtype) if kind_of(schedule.lr) else lr
+        return
+    if lr is None and schedule._schedule is None:
+        raise ValueError(f"{schedule!r} has no schedule to give the learning rate.")
+    new = jnp.asarray(0.0 if lr is None else lr, dtype=schedule._rate.value.dtype)
+    assign([schedule._rate, schedule._is_set], [new, jnp.asarray(lr is not None)])

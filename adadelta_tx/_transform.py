@@ -8,7 +8,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
@@ -295,52 +294,3 @@ def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransfor
         return tx.update(updates, state, params)
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def flat_step(
-    names: tuple[str, ...],
-    values: list[Any],
-    grads: list[Any],
-    lr: jax.Array,
-    fixed: tuple[Any, ...],
-) -> list[Any]:
-    """One compiled step of several parameters.
-
-    The arrays come in flat lists, since an eager call spends its time on them.
-
-    Args:
-      names: The parameters' names, for messages.
-      values: The parameters, then all E[g²] and all E[Δx²], each in the names' order;
-        or the parameters, then all codes and the count of updates.
-      grads: The gradients.
-      lr: The learning rate, a scalar.
-      fixed: ρ, ε and the factor of decoupled weight decay. A change of these
-        compiles anew.
-
-    Returns:
-      The new values, in the order of the old ones.
-    """
-    traced = any(isinstance(x, Tracer) for x in fixed)
-    step = _flat_step if traced else _compiled_flat_step
-    return step(names, values, grads, lr, fixed)
-
-
-def _flat_step(names: Any, values: Any, grads: Any, lr: Any, fixed: Any) -> list[Any]:
-    rho, epsilon, weight_decay = fixed
-    tx = optax.chain(
-        scale_by_adadelta(rho, epsilon),
-        optax.scale_by_learning_rate(lr),
-        optax.add_decayed_weights(-weight_decay),
-    )
-    n = len(names)
-    params, grads = (dict(zip(names, x, strict=True)) for x in (values[:n], grads))
-    none = optax.EmptyState()
-    state: Any = (accumulators.state_of(names, values[n:]), none, none)
-    updates, state = tx.update(grads, state, params)
-    trees, count = accumulators.parts(state[0])
-    columns: Any = (optax.apply_updates(params, updates), *trees)
-    values = [column[name] for column in columns for name in names]
-    return values if count is None else [*values, count]
-
-
-_compiled_flat_step = jax.jit(_flat_step, static_argnums=(0, 4))

@@ -1,15 +1,13 @@
-"""Variables that an optimizer object updates, their collections and their names.
+"""Variables that an optimizer object updates, and their collections.
 
 BrainPy's variables and ``brainstate.State`` are told by their class, without an
 import: where such a variable exists, its library is imported already.
 """
 
-import itertools
 import numbers
 import sys
-import weakref
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,55 +77,33 @@ class TrainVar(Variable):
 
 
 class Collector(dict[str, Any]):
-    """Named variables or nodes, in order. One name cannot stand for two of them."""
+    """Variables by name. ``+`` gives those of both, as with BrainPy's."""
 
-    def __setitem__(self, name: str, item: Any) -> None:
-        if self.get(name, item) is not item:
-            raise ValueError(f"The name {name!r} stands for another object already.")
-        super().__setitem__(name, item)
-
-    def update(self, other: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Adds the items of another dict."""
-        for name, item in other.items():
-            self[name] = item
-
-    def __add__(self, other: Any) -> Self:
-        """The items of both."""
-        both = type(self)(self)
-        both.update(other)
-        return both
-
-    def subset(self, type_: type | tuple[type, ...]) -> Self:
-        """Those items that are of this type."""
-        return type(self)(
-            (name, item) for name, item in self.items() if isinstance(item, type_)
-        )
-
-    def unique(self) -> Self:
-        """Each item once, by the first of its names."""
-        first = {id(item): name for name, item in reversed(self.items())}
-        return type(self)(
-            (name, item) for name, item in self.items() if first[id(item)] == name
-        )
+    def __add__(self, other: Mapping[str, Any]) -> "Collector":
+        for name in self.keys() & other.keys():
+            if self[name] is not other[name]:
+                raise ValueError(f"{name!r} stands for another object already.")
+        return Collector({**self, **other})
 
     def dict(self) -> dict[str, Any]:
         """The variables' values by name."""
         return {name: variable.value for name, variable in self.items()}
 
 
-def is_variable(x: Any) -> bool:
-    """Whether an optimizer can train ``x``: ours, or of brainstate's family."""
-    return isinstance(x, Variable) or _is_state(x)
+def kind_of(x: Any) -> Any:
+    """The class of variables that transformations track like ``x``; or ``None``."""
+    if isinstance(x, Variable):
+        return Variable
+    if isinstance(x, getattr(sys.modules.get("brainpy.math"), "Variable", ())):
+        return sys.modules["brainpy.math"].Variable
+    if isinstance(x, getattr(sys.modules.get("brainstate"), "State", ())):
+        return sys.modules["brainstate"].LongTermState
+    return None
 
 
-def variable_like(other: Any, value: Any) -> Any:
-    """A variable for ``value`` that the same transformations track as ``other``."""
-    if not _is_state(other):
-        return Variable(value)
-    brainpy_math = sys.modules.get("brainpy.math")
-    if brainpy_math is not None and isinstance(other, brainpy_math.Variable):
-        return brainpy_math.Variable(value)
-    return sys.modules["brainstate"].LongTermState(value)
+def is_number(x: Any) -> bool:
+    """Whether ``x`` is a number or an array, and no variable of one."""
+    return isinstance(x, numbers.Number | np.ndarray | jax.Array)
 
 
 def value_of(x: Any) -> Any:
@@ -135,39 +111,60 @@ def value_of(x: Any) -> Any:
     return getattr(x, "value", x)
 
 
-def trainable(train_vars: Any, known: Collector) -> Collector:
-    """Those of ``train_vars`` that are not ``known`` yet.
+def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """Those of ``train_vars`` that are not ``known`` yet; of one kind unless ``None``.
 
     Raises:
-      TypeError: If it is not a dict of variables.
+      TypeError: If it is not a dict of variables of floating-point or complex numbers.
       ValueError: If a name stands for another variable already, a variable has
         another name already, or two names are written alike.
     """
-    if train_vars is not None and not isinstance(train_vars, Mapping):
-        hint = ""
-        number = isinstance(train_vars, numbers.Number | np.ndarray | jax.Array)
-        if number or callable(train_vars):
-            hint = " The learning rate comes second here: Adadelta(train_vars, lr)."
+    if not isinstance(train_vars, Mapping | None):
         raise TypeError(
-            f"train_vars must be a dict of variables, got {train_vars!r}.{hint}"
+            f"train_vars must be a dict of variables, got {type(train_vars).__name__}."
+            f"{_instead_of(train_vars)}"
         )
-    together = Collector(known)
-    together.update(train_vars or {})
+    together = {**known, **(train_vars or {})}
+    names: dict[Any, str] = {}
     for name, variable in together.items():
-        if not is_variable(variable):
+        got = kind_of(variable)
+        if got is None or kind not in (None, got):
             raise TypeError(
-                f"train_vars[{name!r}] must be a variable of BrainPy, brainstate or "
-                f"adadelta_tx, got {type(variable).__name__}."
+                f"train_vars[{name!r}] must be a variable of "
+                + ("BrainPy, brainstate or adadelta_tx" if kind is None else "BrainPy")
+                + f", got {type(variable).__name__}."
+                + (" Give others at once, as Adadelta(train_vars)." if got else "")
             )
-    again = together.keys() - together.unique().keys()
-    if again:
-        raise ValueError(
-            f"{sorted(again)} are second names of variables that are trained already. "
-            "Pass train_vars.unique()."
-        )
-    if len({str(name).lstrip(".") for name in together}) < len(together):
-        raise ValueError(f"Two of these names are written alike: {list(together)}.")
-    return Collector((k, v) for k, v in together.items() if k not in known)
+        if known.get(name, variable) is not variable:
+            raise ValueError(f"The name {name!r} stands for another object already.")
+        first = names.setdefault(id(variable), name)
+        if first is not name:
+            raise ValueError(
+                f"{name!r} is a second name of the variable {first!r}. Pass "
+                "train_vars.unique()."
+            )
+        if names.setdefault(str(name).lstrip("."), name) is not name:
+            raise ValueError(f"Two of these names are written alike: {name!r}.")
+        for leaf in jax.tree.leaves(variable.value):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+                raise TypeError(
+                    f"train_vars[{name!r}] has dtype {jnp.result_type(leaf)}; Adadelta "
+                    "trains floating-point or complex numbers. Leave it out of them."
+                )
+    return {name: v for name, v in together.items() if name not in known}
+
+
+def _instead_of(train_vars: Any) -> str:
+    module = getattr(sys.modules.get("flax.nnx"), "Module", ())
+    if isinstance(train_vars, module):
+        return " Write nnx.Optimizer(model, adadelta_tx.adadelta(), wrt=nnx.Param)."
+    if hasattr(train_vars, "train_vars"):
+        return " Write Adadelta(network.train_vars().unique())."
+    if hasattr(train_vars, "states"):
+        return " Write Adadelta(module.states(brainstate.ParamState))."
+    if is_number(train_vars) or callable(train_vars):
+        return " The learning rate comes second here: Adadelta(train_vars, lr)."
+    return ""
 
 
 def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
@@ -178,19 +175,43 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
     """
     if not isinstance(grads, Mapping):
         raise TypeError(f"grads must be a dict by variable, got {grads!r}.")
-    missing = sorted(values.keys() - grads.keys())
-    extra = sorted(grads.keys() - values.keys())
-    if missing or extra:
+    if not values:
+        raise ValueError(
+            "There are no variables to train. Give them first, as "
+            "Adadelta(train_vars) or by register_train_vars(train_vars)."
+        )
+    if values.keys() != grads.keys():
+        missing = sorted(values.keys() - grads.keys(), key=str)
+        extra = sorted(grads.keys() - values.keys(), key=str)
         raise ValueError(
             f"The gradients are not those of the variables: missing {missing}, "
             f"unknown {extra}. register_train_vars adds variables."
         )
     arrays = [value_of(grads[key]) for key in values]
     for (key, value), g in zip(values.items(), arrays, strict=True):
-        want, got = _shapes(value), _shapes(g)
-        if want != got:
-            raise ValueError(f"Gradient {key!r} has shape {got}, not {want}.")
+        if getattr(g, "shape", None) != getattr(value, "shape", 0) or (
+            g.dtype != value.dtype
+        ):
+            _check_gradient(key, value, g)  # seldom: it takes longer
     return arrays
+
+
+def _check_gradient(key: str, value: Any, g: Any) -> None:
+    leaves = jax.tree.leaves(g, is_leaf=lambda x: x is None)
+    if any(leaf is None for leaf in leaves):
+        raise TypeError(
+            f"Gradient {key!r} is None. Give zeros for a variable that the loss does "
+            "not depend on, or leave it out of train_vars."
+        )
+    want, got = (jax.tree.map(jnp.shape, x) for x in (value, g))
+    if want != got:
+        raise ValueError(f"Gradient {key!r} has shape {got}, not {want}.")
+    for dtype in map(jnp.result_type, leaves):
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"Gradient {key!r} has dtype {dtype}; floating-point or complex "
+                "numbers are wanted."
+            )
 
 
 def assign(variables: list[Any], values: list[Any]) -> None:
@@ -218,61 +239,3 @@ def assign(variables: list[Any], values: list[Any]) -> None:
             variable.value = value
         else:
             setter(variable, value)
-
-
-def _shapes(x: Any) -> Any:
-    return x.shape if hasattr(x, "shape") else jax.tree.map(jnp.shape, x)
-
-
-def _is_state(x: Any) -> bool:
-    brainstate = sys.modules.get("brainstate")
-    return brainstate is not None and isinstance(x, brainstate.State)
-
-
-_owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-_counters: dict[str, itertools.count] = {}
-
-
-def claim_name(owner: Any, name: str | None, type_: str) -> str:
-    """Gives ``owner`` a name, the next automatic one of ``type_`` for ``None``.
-
-    Raises:
-      ValueError: If the name is not an identifier, or in use by a living object.
-    """
-    name = free_name(owner, name, type_)
-    for old in [old for old, its_owner in _owners.items() if its_owner is owner]:
-        del _owners[old]
-    _owners[name] = owner
-    return name
-
-
-def free_name(owner: Any, name: str | None, type_: str) -> str:
-    """The name that ``owner`` could have: see :func:`claim_name`."""
-    if name is None:
-        numbers = _counters.setdefault(type_, itertools.count())
-        return next(
-            candidate
-            for candidate in (f"{type_}{number}" for number in numbers)
-            if candidate not in _owners
-        )
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"A name must be a valid identifier, got {name!r}.")
-    if _owners.get(name, owner) is not owner:
-        raise ValueError(
-            f"The name {name!r} is in use by {_owners[name]!r}. Choose another one, "
-            "delete that object, or call adadelta_tx.clear_name_cache()."
-        )
-    return name
-
-
-def clear_name_cache() -> None:
-    """Makes all names free again, and automatic ones start at 0.
-
-    Examples:
-      >>> import adadelta_tx
-      >>> adadelta_tx.clear_name_cache()
-      >>> adadelta_tx.Adadelta().name
-      'Adadelta0'
-    """
-    _owners.clear()
-    _counters.clear()

@@ -298,7 +298,6 @@ def test_variables_added_later():
     opt.update({"a": jnp.ones(3), "b": jnp.ones(3)})
     assert list(opt.implicit_vars) == ["a_codes", "codes_count", "b_codes"]
     assert opt.implicit_vars["codes_count"].value == 2
-    adadelta_tx.Adadelta(accumulator_dtype="uint8").update({})
 
 
 def test_bytes_of_state():

@@ -1,0 +1,105 @@
+"""Objects with unique names: what BrainPy's base class is there."""
+
+import itertools
+import sys
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adadelta_tx._variables import Collector
+
+_owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_counters: dict[str, itertools.count] = {}
+lock = threading.RLock()
+
+
+class Node:
+    """An object with variables, and a name that no other living one has."""
+
+    _elsewhere: ClassVar[dict[str, str]] = {}
+    """Attributes that it does not have, and what to write instead."""
+
+    @property
+    def name(self) -> str:
+        """A valid identifier; assigning ``None`` takes the next automatic one."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        with lock:
+            name = self.unique_name(name)
+            for old in [old for old, owner in _owners.items() if owner is self]:
+                del _owners[old]
+            _owners[name] = self
+            self._name = name
+
+    def unique_name(self, name: str | None = None, type_: str | None = None) -> str:
+        """The name itself if it is free, or the next automatic one of ``type_``."""
+        if name is None:
+            type_ = type_ or type(self).__name__
+            with lock:
+                numbers = _counters.setdefault(type_, itertools.count())
+                names = (f"{type_}{number}" for number in numbers)
+                return next(name for name in names if name not in _owners)
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"A name must be a valid identifier, got {name!r}.")
+        owner = _owners.get(name, self)
+        if owner is not self:
+            raise ValueError(
+                f"The name {name!r} is in use by {owner!r}. Choose another one, "
+                "delete that object, or call adadelta_tx.clear_name_cache()."
+            )
+        return name
+
+    def vars(self, method: str = "absolute", level: int = -1) -> Collector:
+        """Its variables and, unless ``level`` is 0, its learning rate's, by name."""
+        absolute = method == "absolute"
+        own = self.implicit_vars  # pyright: ignore[reportAttributeAccessIssue]
+        parts = {self.name if absolute else "": own}
+        lr = vars(self).get("lr")
+        if lr is not None and level != 0:
+            parts[lr.name if absolute else "lr"] = lr.vars("relative", level=0)
+        return Collector(
+            (f"{part}.{key.lstrip('.')}".lstrip("."), variable)
+            for part, own in parts.items()
+            for key, variable in own.items()
+        )
+
+    def train_vars(self) -> Collector:
+        """The variables being trained, by the names that they were given."""
+        return Collector(vars(self).get("vars_to_train", {}))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object.__new__, (type(self),), vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Keeps the name, or takes one with another number if that is in use."""
+        vars(self).update(state)
+        try:
+            self.name = self._name
+        except Exception:  # of two libraries, which have no error in common
+            kind = self._name.rstrip("0123456789")
+            self.name = self.unique_name(type_=kind)
+
+    if not TYPE_CHECKING:  # a type checker knows what there is
+
+        def __getattr__(self, key: str) -> Any:
+            what = f"{type(self).__name__!r} object has no attribute {key!r}. "
+            what += self._elsewhere.get(key, "")
+            raise AttributeError(what.rstrip(), name=key, obj=self)
+
+
+def clear_name_cache() -> None:
+    """Makes all names free again, BrainPy's too, and automatic ones start at 0.
+
+    Examples:
+      >>> import adadelta_tx
+      >>> adadelta_tx.clear_name_cache()
+      >>> adadelta_tx.Adadelta().name
+      'Adadelta0'
+    """
+    with lock:
+        _owners.clear()
+        _counters.clear()
+        if "brainpy.math" in sys.modules:
+            sys.modules["brainpy.math"].clear_name_cache()

@@ -1,0 +1,66 @@
+"""Adadelta as one of BrainPy's optimizers: the only module that imports BrainPy."""
+
+# pyright: reportIncompatibleMethodOverride=false
+# (BrainPy's classes stand before Node, so what both have is BrainPy's, with its types.)
+
+from collections.abc import Mapping
+from typing import Any
+
+import brainpy.math as bm
+from brainpy import errors
+from brainpy.optim import CallBasedScheduler, Optimizer
+
+from adadelta_tx import _optimizer, _schedules
+from adadelta_tx._names import Node, lock
+
+
+class Schedule(_schedules.Schedule, CallBasedScheduler, bm.BrainPyObject, Node):
+    """A learning rate that is a scheduler of BrainPy's."""
+
+    def _start(self, type_: str) -> None:
+        with lock:
+            bm.BrainPyObject.__init__(self, self.unique_name(type_=type_))
+        _schedules.track_like({"": bm.Variable(0.0)}, self)
+
+
+class Adadelta(_optimizer.Adadelta, Optimizer, bm.BrainPyObject, Node):
+    """:class:`adadelta_tx.Adadelta` as a ``brainpy.optim.Optimizer``.
+
+    ``adadelta_tx.Adadelta(...)`` makes one for BrainPy's variables, or without any once
+    BrainPy is imported. Arguments and steps are those of that class; everything that
+    BrainPy's base class gives its optimizers is BrainPy's. Where BrainPy raises a
+    ``MathError``, the error is one too.
+
+    Examples:
+      >>> import adadelta_tx
+      >>> import brainpy as bp
+      >>> import brainpy.math as bm
+      >>> w = bm.TrainVar(bm.ones(2))
+      >>> opt = adadelta_tx.Adadelta({"w": w})
+      >>> isinstance(opt, bp.optim.Optimizer), isinstance(opt, adadelta_tx.Adadelta)
+      (True, True)
+    """
+
+    _schedule_type = Schedule
+    _variable_type = bm.Variable
+
+    def _start(self, train_vars: Any, name: str | None) -> None:
+        with lock:
+            Optimizer.__init__(self, self.lr, train_vars, name)
+
+    def register_train_vars(self, train_vars: Mapping[str, Any] | None = None) -> None:
+        """See :meth:`adadelta_tx.Adadelta.register_train_vars`."""
+        try:
+            super().register_train_vars(train_vars)
+        except (TypeError, ValueError) as error:
+            raise _MathError(*error.args) from None
+
+    def _checked(self, grads: Any, values: dict[str, Any]) -> list[Any]:
+        try:
+            return super()._checked(grads, values)
+        except (TypeError, ValueError) as error:
+            raise _MathError(*error.args) from None
+
+
+class _MathError(errors.MathError, TypeError, ValueError):
+    """What ours is, and what BrainPy's is."""
