@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench examples clean
 
 demo: .venv/bench
 	$(BIN)/python -m benchmarks.demo
@@ -21,11 +21,15 @@ bench: .venv/peers
 	$(BIN)/python -m benchmarks.training $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.stateful $(if $(QUICK),--quick)
 
+examples: .venv/examples
+	$(BIN)/python -m pytest --noconftest -v examples
+	$(BIN)/python examples/table.py
+
 clean:
 	rm -rf .venv dist results .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/bench .venv/peers .venv/test: .venv/%: pyproject.toml | .venv/bin/python
+.venv/bench .venv/examples .venv/peers .venv/test: .venv/%: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 

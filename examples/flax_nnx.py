@@ -48,6 +48,7 @@ def main(adadelta=adadelta_tx.adadelta, folder="results/flax_nnx"):
         if done:
             saved = ocp.args.StandardRestore(nnx.state((model, optimizer)))
             nnx.update((model, optimizer), manager.restore(done, args=saved))
+        print(f"from step {done}")
         for i in range(done + 1, 2001):
             step(model, optimizer, x, y)
             if i % 100 == 0:
@@ -57,4 +58,4 @@ def main(adadelta=adadelta_tx.adadelta, folder="results/flax_nnx"):
 
 
 if __name__ == "__main__":
-    print(f"RMS error on new data: {main():.4f}, expected: {EXPECTED}")
+    print(f"RMS error on new data: {main():.6g}, expected: {EXPECTED}")

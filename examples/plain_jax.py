@@ -45,4 +45,4 @@ def main(adadelta=adadelta_tx.adadelta):
 
 
 if __name__ == "__main__":
-    print(f"RMS error on new data: {main():.4f}, expected: {EXPECTED}")
+    print(f"RMS error on new data: {main():.6g}, expected: {EXPECTED}")
