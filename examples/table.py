@@ -53,12 +53,12 @@ def examples(document):
             f"{row['expected']:.6g}",
             f"{100 * row['tolerance']:g} %",
             f"{row['theirs']:.6g}",
-            f"{row['seconds']:.0f}",
+            f"{row['cpu_seconds']:.0f}",
         ]
         for name, row in document["rows"].items()
     ]
     header = ["example", "versions", "number", "here", "expected", "within"]
-    header += ["the other", "seconds"]
+    header += ["optax or BrainPy", "CPU seconds"]
     return markdown(header, "lllrrrrr", rows) + "\n" + where(document) + "\n"
 
 

@@ -6,6 +6,7 @@ results/examples.json, and table.py makes the table of docs/works_with.md from i
 
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import chex
 import hydra.utils
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -30,7 +31,6 @@ PYTHON = [sys.executable, "-W", "error:Some donated buffers were not usable"]
 class Example(NamedTuple):
     """A script, and how far its number may be from the expected one, relatively."""
 
-    library: str
     distributions: list[str]
     tolerance: float
     reference: str = "optax.adadelta"
@@ -38,28 +38,22 @@ class Example(NamedTuple):
 
 
 EXAMPLES = {
-    "plain_jax": Example("JAX", ["jax"], 0.05),
-    "flax_nnx": Example("Flax NNX with Orbax", ["flax", "orbax-checkpoint"], 0.05),
-    "flax_linen": Example("Flax Linen", ["flax"], 0.05),
-    "haiku_mlp": Example("Haiku", ["dm-haiku"], 0.05),
-    "equinox_mlp": Example("Equinox", ["equinox"], 0.05),
-    "numpyro_svi": Example("NumPyro", ["numpyro"], 1e-3),
-    "optimistix_minimise": Example("Optimistix", ["optimistix"], 1e-4),
+    "plain_jax": Example(["jax"], 0.05),
+    "flax_nnx": Example(["flax", "orbax-checkpoint"], 0.05),
+    "flax_linen": Example(["flax"], 0.05),
+    "haiku_mlp": Example(["dm-haiku"], 0.05),
+    "equinox_mlp": Example(["equinox"], 0.05),
+    "numpyro_svi": Example(["numpyro"], 1e-3),
+    "optimistix_minimise": Example(["optimistix"], 1e-4),
     # optax.adadelta's second moment of a complex gradient is wrong.
-    "netket_vmc": Example("NetKet", ["netket"], 1e-3, reference_tolerance=np.inf),
-    "blackjax_vi": Example("BlackJAX", ["blackjax"], 1e-4),
-    "flowjax_fit": Example("FlowJAX", ["flowjax"], 0.01),
-    "gpjax_fit": Example("GPJax", ["gpjax"], 1e-4),
-    "jaxley_cell": Example("Jaxley", ["jaxley"], 1e-3),
-    "brainstate_braintools": Example(
-        "brainstate with braintools", ["brainstate", "braintools"], 0.05
-    ),
-    "brainpy_bptt": Example(
-        "BrainPy's BPTT", ["brainpy"], 0.1, "brainpy.optim.Adadelta", 5e-3
-    ),
-    "brainpy_loop": Example(
-        "BrainPy's bm.jit", ["brainpy"], 0.1, "brainpy.optim.Adadelta", 5e-3
-    ),
+    "netket_vmc": Example(["netket"], 1e-3, reference_tolerance=np.inf),
+    "blackjax_vi": Example(["blackjax"], 1e-4),
+    "flowjax_fit": Example(["flowjax"], 0.01),
+    "gpjax_fit": Example(["gpjax"], 1e-4),
+    "jaxley_cell": Example(["jaxley"], 1e-3),
+    "brainstate_braintools": Example(["brainstate", "braintools"], 0.05),
+    "brainpy_bptt": Example(["brainpy"], 0.1, "brainpy.optim.Adadelta", 5e-3),
+    "brainpy_loop": Example(["brainpy"], 0.1, "brainpy.optim.Adadelta", 5e-3),
 }
 
 
@@ -69,6 +63,12 @@ def output(*arguments, folder):
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def cpu_seconds():
+    """What the processes that have ended took, on all cores."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +83,9 @@ def rows():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name, rows, tmp_path):
     example = EXAMPLES[name]
-    start = time.perf_counter()
+    before = cpu_seconds()
     printed = output(HERE / f"{name}.py", folder=tmp_path)
-    seconds = time.perf_counter() - start
+    seconds = cpu_seconds() - before
     what, *numbers = re.search(r"(.*): (\S+).*, expected: (\S+)\n$", printed).groups()
     number, expected = map(float, numbers)
     assert number == pytest.approx(expected, rel=example.tolerance)
@@ -98,7 +98,6 @@ def test_example(name, rows, tmp_path):
     reference = float(printed.splitlines()[-1])
     assert number == pytest.approx(reference, rel=example.reference_tolerance)
     rows[name] = {
-        "library": example.library,
         "versions": {name: version(name) for name in example.distributions},
         "number": what,
         "ours": number,
@@ -106,7 +105,7 @@ def test_example(name, rows, tmp_path):
         "tolerance": example.tolerance,
         "reference": example.reference,
         "theirs": reference,
-        "seconds": seconds,
+        "cpu_seconds": seconds,
     }
 
 
@@ -133,10 +132,11 @@ def test_killed_and_resumed(tmp_path):
     assert last == printed.splitlines()[-1]
     with ocp.StandardCheckpointer() as checkpointer:
         ends = [
-            checkpointer.restore(folder / "results/flax_nnx/2000/default")
-            for folder in (whole, killed)
+            jax.tree.leaves(checkpointer.restore(folder / "2000/default"))
+            for folder in (whole / "results/flax_nnx", checkpoints)
         ]
-    chex.assert_trees_all_equal(*ends, strict=True)
+    expected, resumed = ([leaf.tobytes() for leaf in leaves] for leaves in ends)
+    assert resumed == expected
 
 
 def test_hydra():
