@@ -22,7 +22,7 @@ bench: .venv/peers
 	$(BIN)/python -m benchmarks.stateful $(if $(QUICK),--quick)
 
 examples: .venv/examples
-	$(BIN)/python -m pytest --noconftest -v examples
+	$(BIN)/python -m pytest --noconftest -v -n 2 --dist worksteal examples
 	$(BIN)/python examples/table.py
 
 clean:

@@ -1,38 +1,35 @@
-"""What it costs not to donate: training steps of a network of 5 million parameters.
+"""What it costs not to donate: training steps of a layer of 5 million parameters.
 
-Prints medians of interleaved rounds, in milliseconds, and writes them to
-results/donation.json.
+Without donation each step writes its results to memory that it has to get first, and
+memory that is new to the process is mapped page by page. What is new depends on what
+else the process has freed, so each case runs in processes of its own, as in training.
 """
 
+import multiprocessing
+import resource
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 import table
 from flax import nnx
-from tqdm import trange
+from tqdm import tqdm
 
 import adadelta_tx
 
-WIDTH, ROUNDS = 1300, 20
-OPTIMIZERS = {
-    "adadelta_tx.adadelta": adadelta_tx.adadelta,
-    "optax.adadelta": optax.adadelta,
-}
+WIDTH, STEPS, ROUNDS = 2236, 40, 3
 
 
 def error(model, x):
     return jnp.mean(jax.vmap(model)(x) ** 2)
 
 
-def nnx_step(adadelta, donated):
-    rngs = nnx.Rngs(0)
-    layers = [nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(3)]
-    model = nnx.Sequential(*layers)
-    optimizer = nnx.Optimizer(model, adadelta(1.0, rho=0.95), wrt=nnx.Param)
+def nnx_step(donated):
+    model = nnx.Linear(WIDTH, WIDTH, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, adadelta_tx.adadelta(), wrt=nnx.Param)
 
     def step(model, optimizer, x):
         optimizer.update(model, nnx.grad(error)(model, x))
@@ -46,9 +43,9 @@ def nnx_step(adadelta, donated):
     return run
 
 
-def equinox_step(adadelta, donated):
-    model = eqx.nn.MLP(WIDTH, WIDTH, WIDTH, 2, key=jax.random.key(0))
-    tx = adadelta(1.0, rho=0.95)
+def equinox_step(donated):
+    model = eqx.nn.Linear(WIDTH, WIDTH, key=jax.random.key(0))
+    tx = adadelta_tx.adadelta()
     trained = model, tx.init(eqx.filter(model, eqx.is_inexact_array))
 
     def step(x, model, state):
@@ -67,36 +64,44 @@ def equinox_step(adadelta, donated):
 
 
 LIBRARIES = {"Flax NNX": nnx_step, "Equinox": equinox_step}
+CASES = [(library, donated) for library in LIBRARIES for donated in (False, True)]
+
+
+def measure(case):
+    """Milliseconds of each step, and megabytes that were mapped in a step."""
+    library, donated = case
+    run, x = LIBRARIES[library](donated), jnp.ones((1, WIDTH))
+    for _ in range(5):  # the first ones compile
+        run(x)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        run(x)
+        times.append(1e3 * (time.perf_counter() - start))
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    return times, faults / STEPS * resource.getpagesize() / 1e6
 
 
 def main():
-    steps = {
-        (library, name, donated): make(adadelta, donated)
-        for library, make in LIBRARIES.items()
-        for name, adadelta in OPTIMIZERS.items()
-        for donated in (False, True)
-    }
-    x = jnp.ones((1, WIDTH))
-    times = {case: [] for case in steps}
-    for _ in trange(ROUNDS + 2, desc="rounds"):
-        for case, run in steps.items():
-            for _ in range(5):
-                start = time.perf_counter()
-                run(x)
-                times[case].append(1e3 * (time.perf_counter() - start))
-    # The first ones compile.
-    medians = {case: statistics.median(times[case][10:]) for case in times}
+    spawn = multiprocessing.get_context("spawn")
+    results = {case: [] for case in CASES}
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
+        runs = CASES * ROUNDS
+        measured = tqdm(pool.map(measure, runs), total=len(runs))
+        for case, result in zip(runs, measured, strict=True):
+            results[case].append(result)
     rows = [
         {
             "library": library,
-            "optimizer": name,
-            "copied": medians[library, name, False],
-            "donated": medians[library, name, True],
+            "donated": donated,
+            "median_ms": statistics.median(ms for times, _ in rounds for ms in times),
+            "mapped_mb": statistics.median(mapped for _, mapped in rounds),
         }
-        for library in LIBRARIES
-        for name in OPTIMIZERS
+        for (library, donated), rounds in results.items()
     ]
-    print(table.donation(table.save("donation", rows)))
+    table.save("donation", rows)
+    table.main()
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ KEPT = ROOT / "examples/results"
 PAGE = ROOT / "docs/works_with.md"
 
 
-def save(name, rows):
-    """Write the rows, with versions and machine."""
+def save(name, results):
+    """Write the results, with versions and machine."""
     document = {
         "python": platform.python_version(),
         **{name: version(name) for name in ("jax", "jaxlib", "optax", "numpy")},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "rows": rows,
+        "results": results,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    return document
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def markdown(header, aligned, rows):
@@ -36,13 +36,18 @@ def markdown(header, aligned, rows):
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def where(document):
-    """On what it was measured, a sentence."""
-    versions = (f"{name} {document[name]}" for name in ("jax", "optax", "numpy"))
-    return f"Python {document['python']}, {', '.join(versions)}; {document['machine']}."
+def where(documents):
+    """On what they were measured, a sentence."""
+    (place,) = {
+        "Python {python}, jax {jax}, optax {optax}, numpy {numpy}; {machine}.\n".format(
+            **document
+        )
+        for document in documents.values()
+    }
+    return place
 
 
-def examples(document):
+def examples(documents):
     """A row for each example."""
     rows = [
         [
@@ -55,45 +60,48 @@ def examples(document):
             f"{row['theirs']:.6g}",
             f"{row['cpu_seconds']:.0f}",
         ]
-        for name, row in document["rows"].items()
+        for name, document in documents.items()
+        for row in [document["results"]]
     ]
     header = ["example", "versions", "number", "here", "expected", "within"]
     header += ["optax or BrainPy", "CPU seconds"]
-    return markdown(header, "lllrrrrr", rows) + "\n" + where(document) + "\n"
+    return markdown(header, "lllrrrrr", rows) + "\n" + where(documents)
 
 
-def donation(document):
-    """A row for each library and optimizer."""
+def donation(documents):
+    """A row for each library, donated or not."""
     rows = [
         [
             row["library"],
-            row["optimizer"],
-            f"{row['copied']:.0f}",
-            f"{row['donated']:.0f}",
-            f"{row['copied'] / row['donated']:.1f}",
+            "donated" if row["donated"] else "copied",
+            f"{row['median_ms']:.0f}",
+            f"{row['mapped_mb']:.1f}",
         ]
-        for row in document["rows"]
+        for row in documents["donation"]["results"]
     ]
-    header = ["library", "optimizer", "not donated, ms", "donated, ms", "ratio"]
-    return markdown(header, "llrrr", rows) + "\n" + where(document) + "\n"
+    header = ["library", "state", "ms", "new memory, MB"]
+    return markdown(header, "llrr", rows) + "\n" + where(documents)
 
 
 TABLES = {"examples": examples, "donation": donation}
+PATTERNS = {"examples": "examples/*.json", "donation": "donation.json"}
 
 
 def main():
-    for name, table in TABLES.items():
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            text = path.read_text()
-            print(table(json.loads(text)))
-            if "--page" in sys.argv:
-                KEPT.mkdir(exist_ok=True)
-                (KEPT / path.name).write_text(text)
-                start, end = f"<!-- {name} -->\n\n", f"\n<!-- end of {name} -->\n"
-                head, _, rest = PAGE.read_text().partition(start)
-                _, _, tail = rest.partition(end)
-                PAGE.write_text(head + start + table(json.loads(text)) + end + tail)
+    for name, pattern in PATTERNS.items():
+        paths = sorted(RESULTS.glob(pattern))
+        if not paths:
+            continue
+        documents = {path.stem: json.loads(path.read_text()) for path in paths}
+        table = TABLES[name](documents)
+        print(table)
+        if "--page" in sys.argv:
+            KEPT.mkdir(exist_ok=True)
+            (KEPT / f"{name}.json").write_text(json.dumps(documents, indent=2) + "\n")
+            start, end = f"<!-- {name} -->\n\n", f"\n<!-- end of {name} -->\n"
+            head, _, rest = PAGE.read_text().partition(start)
+            _, _, tail = rest.partition(end)
+            PAGE.write_text(head + start + table + end + tail)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Runs every example with ours, and with the Adadelta that users of its library have.
 
 Each runs in a process of its own, as a user starts it. What came out goes to
-results/examples.json, and table.py makes the table of docs/works_with.md from it.
+results/examples, and table.py makes the table of docs/works_with.md from it.
 """
 
 import json
@@ -71,17 +71,8 @@ def cpu_seconds():
     return usage.ru_utime + usage.ru_stime
 
 
-@pytest.fixture(scope="module")
-def rows():
-    """The rows of the table; written when no example failed."""
-    rows = {}
-    yield rows
-    if rows.keys() == EXAMPLES.keys():
-        table.save("examples", rows)
-
-
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example(name, rows, tmp_path):
+def test_example(name, tmp_path):
     example = EXAMPLES[name]
     before = cpu_seconds()
     printed = output(HERE / f"{name}.py", folder=tmp_path)
@@ -97,7 +88,7 @@ def test_example(name, rows, tmp_path):
     printed = output("-c", f"{here}; {run}; {call}", folder=tmp_path / "reference")
     reference = float(printed.splitlines()[-1])
     assert number == pytest.approx(reference, rel=example.reference_tolerance)
-    rows[name] = {
+    row = {
         "versions": {name: version(name) for name in example.distributions},
         "number": what,
         "ours": number,
@@ -107,6 +98,7 @@ def test_example(name, rows, tmp_path):
         "theirs": reference,
         "cpu_seconds": seconds,
     }
+    table.save(f"examples/{name}", row)
 
 
 def test_killed_and_resumed(tmp_path):
@@ -158,5 +150,5 @@ def test_page_passes_what_the_examples_pass():
 
 @pytest.mark.parametrize("name", table.TABLES)
 def test_page_has_the_kept_results(name):
-    document = json.loads((table.KEPT / f"{name}.json").read_text())
-    assert table.TABLES[name](document) in PAGE
+    documents = json.loads((table.KEPT / f"{name}.json").read_text())
+    assert table.TABLES[name](documents) in PAGE
