@@ -22,6 +22,7 @@ bench: .venv/peers
 	$(BIN)/python -m benchmarks.stateful $(if $(QUICK),--quick)
 
 examples: .venv/examples
+	rm -rf results/examples
 	$(BIN)/python -m pytest --noconftest -v -n 2 --dist worksteal examples
 	$(BIN)/python examples/table.py
 

@@ -6,6 +6,7 @@ Prints them; with --page it writes them there, and keeps the results beside this
 import json
 import os
 import platform
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -98,10 +99,12 @@ def main():
         if "--page" in sys.argv:
             KEPT.mkdir(exist_ok=True)
             (KEPT / f"{name}.json").write_text(json.dumps(documents, indent=2) + "\n")
-            start, end = f"<!-- {name} -->\n\n", f"\n<!-- end of {name} -->\n"
-            head, _, rest = PAGE.read_text().partition(start)
-            _, _, tail = rest.partition(end)
-            PAGE.write_text(head + start + table + end + tail)
+            head, _, tail = re.split(
+                f"(?<=<!-- {name} -->\n)(.*?)(?=<!-- end of {name} -->\n)",
+                PAGE.read_text(),
+                flags=re.DOTALL,
+            )
+            PAGE.write_text(f"{head}\n{table}\n{tail}")
 
 
 if __name__ == "__main__":
