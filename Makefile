@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench accelerators test-accelerators clean
+.PHONY: demo test lint bench accelerators test-accelerators examples clean
 
 demo: .venv/bench
 	$(BIN)/python -m benchmarks.demo
@@ -27,11 +27,16 @@ accelerators: .venv-accelerators/installed
 test-accelerators: .venv-accelerators/installed
 	.venv-accelerators/bin/python -m pytest -m accelerators tests/test_accelerators.py
 
+examples: .venv/examples
+	rm -rf results/examples
+	$(BIN)/python -m pytest --noconftest -v -n 2 --dist worksteal examples
+	$(BIN)/python examples/table.py
+
 clean:
 	rm -rf .venv .venv-accelerators dist results .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/bench .venv/peers .venv/test: .venv/%: pyproject.toml | .venv/bin/python
+.venv/bench .venv/examples .venv/peers .venv/test: .venv/%: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 
