@@ -222,10 +222,16 @@ class Adadelta:
         Raises:
           CheckpointError: If there is no such format, or it lacks a package.
           OSError: If the system does not write the file.
+          ValueError: If two names are written alike.
         """
         save_states(self, filename, variables, **setting)
 
-    def load_states(self, filename: StrPath, verbose: bool = False) -> None:
+    def load_states(
+        self,
+        filename: StrPath,
+        variables: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
         """Loads a file of :meth:`save_states`, whatever the name then, or of BrainPy.
 
         Accumulators and counters become the file's, and so do rho, epsilon, weight
@@ -233,12 +239,15 @@ class Adadelta:
 
         Args:
           filename: A path; its extension says the format.
+          variables: A dict of more variables to load, by their names in the file.
           verbose: Whether to log what is loaded, at level INFO.
 
         Raises:
           CheckpointError: If it is damaged or of other variables. Nothing has changed.
+          OSError: If it cannot be opened: a missing one is a FileNotFoundError.
+          TypeError: If ``variables`` is not a dict of variables.
         """
-        load_states(self, filename, verbose)
+        load_states(self, filename, variables, verbose)
 
     def __repr__(self) -> str:
         shown = f"lr={self.lr!r}, epsilon={self.epsilon}, rho={self.rho}"

@@ -125,14 +125,16 @@ def current_rate(schedule: Any) -> jax.Array:
     return rate
 
 
-def rate(schedule: Any) -> float:
-    """The learning rate that was set; NaN where there is none."""
-    return float(np.asarray(value_of(getattr(schedule, "lr", math.nan))))
+def rate(schedule: Any) -> float | None:
+    """The learning rate that was set; ``None`` where a schedule gives it."""
+    lr = float(np.asarray(value_of(getattr(schedule, "lr", math.nan))))
+    return None if math.isnan(lr) else lr
 
 
-def restore_rate(schedule: Any, lr: float) -> None:
-    """Sets what :func:`rate` told, NaN included."""
+def restore_rate(schedule: Any, lr: float | None) -> None:
+    """Sets what :func:`rate` told, ``None`` included."""
     if isinstance(schedule, Schedule):
+        lr = math.nan if lr is None else lr
         assign([schedule._lr], [jnp.asarray(lr, dtype=schedule.lr.dtype)])
     else:
         schedule.lr = lr
