@@ -1,11 +1,9 @@
 """HDF5. The library says what is where; the bytes are read here.
 
-libhdf5 reads what a damaged file asks for: it follows lengths in the heap of a
-variable-length string for ever, and returns what lay in memory where a file has become
-shorter.
+libhdf5 follows the lengths in a damaged heap of strings for ever, and returns what lay
+in memory where a file has become shorter.
 """
 
-import io
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,23 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from adadelta_tx._files._entries import (
-    CheckpointError,
-    Claim,
-    Entry,
-    Look,
-    exactly,
-    package,
-)
-
-
-class _Whole(io.FileIO):
-    """A file that ends is an error for the library, too."""
-
-    def readinto(self, buffer: Any) -> int:
-        if (length := super().readinto(buffer)) != len(buffer):
-            raise CheckpointError("ends too early.")
-        return length
+from adadelta_tx._files._entry import Entry, ForeignError, Look, exactly, package
 
 
 def write(file: BinaryIO, entries: Mapping[str, np.ndarray]) -> None:
@@ -53,20 +35,16 @@ def entries(file: BinaryIO) -> Iterator[list[tuple[str, Look]]]:
         if isinstance(item, h5py.Dataset) and not (
             item.external or item.is_virtual or item.chunks or item.shape is None
         ):
-            place, text = item.id.get_offset(), h5py.check_string_dtype(item.dtype)
-            if not item.dtype.hasobject:
-                claim = Claim(item.dtype, item.shape)
-                stored = h5py.h5t.py_create(item.dtype, logical=True)
-                same = stored == item.id.get_type() or item.dtype.kind == "V"
-                if same and (place is not None or claim.size == 0):
-                    return Entry(claim, partial(exactly, file, place or 0, claim.size))
-            elif text and item.shape == () and place is not None:
+            dtype, shape, place = item.dtype, item.shape, item.id.get_offset() or 0
+            if dtype.hasobject and h5py.check_string_dtype(dtype) and not shape:
                 place, length = _string(file, place)
-                claim = Claim(np.dtype(f"S{length}"), ())
-                return Entry(claim, partial(exactly, file, place, length))
-        raise CheckpointError(f"{name!r} is not a plain array in the file itself.")
+                dtype = np.dtype(f"S{length}")
+            size = item.size * dtype.itemsize
+            if not dtype.hasobject and (place or not size):
+                return Entry(dtype, shape, partial(exactly, file, place, size))
+        raise ForeignError(f"{name!r} is not a plain array in the file itself.")
 
-    with h5py.File(_Whole(file.fileno(), closefd=False), "r") as group:
+    with h5py.File(file, "r") as group:
         yield [(name, partial(look, name)) for name in group]
 
 
@@ -76,10 +54,8 @@ def _string(file: BinaryIO, place: int) -> tuple[int, int]:
     mark, size = struct.unpack("<8sQ", exactly(file, place, 16))
     end, place = place + size, place + 16
     for _ in range(2**16 if mark == b"GCOL\1\0\0\0" else 0):
-        if place + 16 > end:
-            break
         number, size = struct.unpack("<H6xQ", exactly(file, place, 16))
         if number == wanted and 0 < length <= min(size, end - place - 16):
             return place + 16, length
         place += 16 + size + -size % 8
-    raise CheckpointError("has a text that is not where it should be.")
+    raise ForeignError("has a text that is not where it should be.")

@@ -9,18 +9,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from adadelta_tx._files._entries import (
-    OTHER,
+from adadelta_tx._files import _entry
+from adadelta_tx._files._entry import (
     CheckpointError,
-    Claim,
     Entry,
+    ForeignError,
     Look,
     exactly,
-    package,
-    refuse,
 )
 
-_LIMIT = 10_000  # bytes of a name or of a list of dimensions
 # The class of a matrix, and the type that its data has then.
 _DTYPES = {
     **{(6, 9): "f8", (7, 7): "f4", (8, 1): "i1", (9, 2): "u1", (10, 3): "i2"},
@@ -35,7 +32,7 @@ def write(file: BinaryIO, entries: Mapping[str, np.ndarray]) -> None:
         if array.nbytes >= 2**32 - 2**12:
             raise CheckpointError(f"{name} is too large for a .mat file.")
     arrays = {name: np.expand_dims(array, 0) for name, array in entries.items()}
-    package("scipy.io", "mat").savemat(file, arrays)
+    _entry.package("scipy.io", "mat").savemat(file, arrays)
 
 
 def shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -47,8 +44,7 @@ def shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 def entries(file: BinaryIO) -> Iterator[list[tuple[str, Look]]]:
     """The entries of an open file."""
     if exactly(file, 0, 128)[124:] != b"\x00\x01IM":
-        raise CheckpointError("is not of MATLAB's format 5, little-endian.")
-    size = os.fstat(file.fileno()).st_size
+        raise ForeignError("is not of MATLAB's format 5, little-endian.")
 
     def element(start: int, end: int) -> tuple[int, int, int, int]:
         """Type, place and length of an element's data, and where the next starts."""
@@ -63,7 +59,7 @@ def entries(file: BinaryIO) -> Iterator[list[tuple[str, Look]]]:
 
     def short(start: int, end: int) -> tuple[bytes, int]:
         _, place, length, after = element(start, end)
-        return exactly(file, place, min(length, _LIMIT)), after
+        return exactly(file, place, min(length, 10_000)), after
 
     def matrix(place: int, end: int) -> tuple[str, Look]:
         flags, place = short(place, end)
@@ -71,41 +67,33 @@ def entries(file: BinaryIO) -> Iterator[list[tuple[str, Look]]]:
         shape = struct.unpack(f"<{len(dimensions) // 4}i", dimensions)
         name, place = short(place, end)
         kind, at, length, place = element(place, end)
-        if (flags[0], kind) == _TEXT and shape and shape[-1] > 0:
-            claim = Claim(np.dtype(f"U{shape[-1]}"), shape[:-1])
-            entry = Entry(claim, partial(letters, shape, at, length))
-        else:
-            dtype = np.dtype(_DTYPES.get((flags[0], kind), OTHER))
-            if flags[1] & _LOGICAL and dtype == np.uint8:
-                dtype = np.dtype(bool)
-            data = partial(exactly, file, at, length)
-            if flags[1] & _COMPLEX and dtype.kind == "f":
-                other, imag, length, _ = element(place, end)
-                dtype = np.dtype(f"c{2 * dtype.itemsize}") if other == kind else OTHER
-                data = partial(
-                    complex_, dtype, data, partial(exactly, file, imag, length)
-                )
-            entry = Entry(Claim(dtype, shape), data, "F")
-        return name.decode("latin1"), lambda: entry
+        data = partial(exactly, file, at, length)
+        dtype = np.dtype(_DTYPES.get((flags[0], kind), _entry.OTHER))
+        if flags[1] & _LOGICAL and dtype == np.uint8:
+            dtype = np.dtype(bool)
+        if flags[1] & _COMPLEX and dtype.kind == "f":
+            _, at, length, _ = element(place, end)
+            data = partial(pairs, dtype, data, partial(exactly, file, at, length))
+            dtype = np.result_type(dtype, np.complex64)
+        look = partial(Entry, dtype, shape, data, "F")
+        if (flags[0], kind) == _TEXT and shape and 0 < shape[-1] < 10_000:
+            dtype, data = np.dtype(f"U{shape[-1]}"), partial(text, shape, data)
+            look = partial(Entry, dtype, shape[:-1], data)
+        return name.decode("latin1"), look
 
-    def letters(shape: tuple[int, ...], at: int, length: int) -> bytes:
+    def text(shape: tuple[int, ...], data: Callable[[], bytes]) -> bytes:
         """Text, whose last axis is along it."""
-        text = np.array(list(exactly(file, at, length).decode()))
-        return text.reshape(shape, order="F").tobytes()
+        return np.array(list(data().decode())).reshape(shape, order="F").tobytes()
 
-    def complex_(dtype: np.dtype, *parts: Callable[[], bytes]) -> bytes:
-        real, imag = (np.frombuffer(part(), dtype) for part in parts)
-        return np.stack([real, imag], -1).tobytes()
+    def pairs(dtype: np.dtype, *parts: Callable[[], bytes]) -> bytes:
+        real, imaginary = (np.frombuffer(part(), dtype) for part in parts)
+        return np.stack([real, imaginary], -1).tobytes()
 
-    def found() -> Iterator[tuple[str, Look]]:
-        start = 128
-        while start < size:
-            kind, place, length, start = element(start, size)
-            if kind == _MATRIX:
-                yield matrix(place, place + length)
-            elif kind == _COMPRESSED:
-                yield "a compressed variable", refuse("is compressed.")
-            else:
-                raise CheckpointError("has something else than MATLAB's variables.")
-
-    yield list(found())
+    found, start, end = [], 128, os.fstat(file.fileno()).st_size
+    while start < end:
+        kind, place, length, start = element(start, end)
+        if kind not in (_MATRIX, _COMPRESSED):
+            raise ForeignError("has something else than MATLAB's variables.")
+        unread = "a compressed variable", _entry.refuse("is compressed.", ForeignError)
+        found.append(matrix(place, place + length) if kind == _MATRIX else unread)
+    yield found

@@ -1,5 +1,6 @@
 """NumPy's .npz: a zip archive of arrays."""
 
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,10 +10,9 @@ from typing import BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-from adadelta_tx._files._entries import CheckpointError, Claim, Entry, Look
+from adadelta_tx._files._entry import CheckpointError, Entry, ForeignError, Look
 
-_BFLOAT16 = np.dtype(jnp.bfloat16)
-_HEADER_LIMIT = 1000  # a header of Python 2 takes seconds to read, if it is long
+_HEADER_LIMIT = 1000  # a long header of Python 2 takes seconds
 
 
 def write(
@@ -32,26 +32,27 @@ def entries(file: BinaryIO) -> Iterator[list[tuple[str, Look]]]:
 
     def look(info: zipfile.ZipInfo) -> Entry:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise CheckpointError("is compressed in a way that NumPy does not use.")
+            raise ForeignError("is compressed in a way that NumPy does not use.")
         with archive.open(info) as member:
             # A header of version 2 may be 4 GiB long; no array of numbers needs it.
             if np.lib.format.read_magic(member) != (1, 0):
-                raise CheckpointError(f"{info.filename!r} is not an array of numbers.")
+                raise ForeignError(f"{info.filename!r} is not an array of numbers.")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(
                 member, max_header_size=_HEADER_LIMIT
             )
             start = member.tell()
-        # Void of 2 bytes is how NumPy writes bfloat16.
-        claim = Claim(_BFLOAT16 if dtype.str == "|V2" else dtype, shape)
-        return Entry(claim, partial(data, info, start, claim), "CF"[fortran])
 
-    def data(info: zipfile.ZipInfo, start: int, claim: Claim) -> bytes:
-        with archive.open(info) as member:
-            member.read(start)
-            content = member.read(claim.size)
-            if member.read(1):  # reading to the end checks the CRC, too
-                raise CheckpointError(f"{info.filename!r} is longer than it says.")
-            return content
+        def data() -> bytes:
+            with archive.open(info) as member:
+                member.read(start)
+                content = member.read(math.prod(shape) * dtype.itemsize)
+                if member.read(1):  # reading to the end checks the CRC, too
+                    raise CheckpointError(f"{info.filename!r} is longer than it says.")
+                return content
+
+        # Void of 2 bytes is how NumPy writes bfloat16.
+        known = np.dtype(jnp.bfloat16) if dtype.str == "|V2" else dtype
+        return Entry(known, shape, data, "CF"[fortran])
 
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()

@@ -146,19 +146,17 @@ def test_files_are_ordinary_ones_of_their_format(extension, tmp_path):
     np.testing.assert_array_equal(arrays["mine.%CF%81_delta"], want["ρ_delta"].value)
     assert arrays["Constant0.last_call"] == 2
     header = json.loads(arrays["adadelta_tx:header"].tobytes())
-    assert header.pop("variables")["mine.w_cache"] == ["float32", [4, 3]]
+    cache = np.asarray(want["w_cache"].value)
+    digest = hashlib.sha256(cache.tobytes()).hexdigest()
+    assert header.pop("variables")["mine.w_cache"] == ["float32", [4, 3], digest]
     assert header == {
-        "format": 1,
+        "format": 2,
         "name": "mine",
         "schedule": "Constant0",
         "numbers": {"lr": 0.5, "rho": 0.9, "epsilon": 1e-4, "weight_decay": 0.0},
     }
-    data = path.read_bytes()
-    digest = hashlib.sha256(data[:-32]).digest()
-    assert data[-32:] == digest
-    if extension == ".mat":  # whose end has to be a variable, too
-        size = int.from_bytes(data[-108:-104], "little")
-        assert (size, arrays["adadelta_tx:sha256"].tobytes()) == (104, digest)
+    digest = hashlib.sha256(arrays["adadelta_tx:header"].tobytes()).digest()
+    assert arrays["adadelta_tx:digest"].tobytes() == digest
 
 
 def test_compressed(tmp_path):
@@ -272,8 +270,10 @@ def test_no_permission(extension):
         assert path.read_bytes() == before
         assert os.listdir(folder) == [path.name]
         path.chmod(0)
-        with unprivileged(), refused(newer, path, "Permission denied"):
+        before = bits(newer)
+        with unprivileged(), pytest.raises(PermissionError):
             newer.load_states(path)
+        assert bits(newer) == before
 
 
 @pytest.mark.parametrize("form", faults.FORMATS)
@@ -386,8 +386,10 @@ def test_mode_and_links_stay(tmp_path):
 
 @pytest.mark.parametrize("form", faults.FORMATS)
 def test_damaged_files(form):
+    """What loads is as it was written: the damage is where no number is."""
     for kind, outcomes in faults.damages(form, 200).items():
-        assert outcomes == {"refused": 50}, kind
+        assert outcomes.keys() <= {"refused", "loaded as written"}, kind
+        assert outcomes["refused"] >= 40, kind
 
 
 @contextlib.contextmanager
@@ -405,7 +407,7 @@ def refused(optimizer, path, *messages):
 def test_not_a_checkpoint(extension, tmp_path):
     path = tmp_path / f"run{extension}"
     optimizer = train(make(), 0, 1)
-    with refused(optimizer, path, "No such file"):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
         optimizer.load_states(path)
     for content in (
         b"",
@@ -473,28 +475,33 @@ def test_other_variables(extension, case, tmp_path):
         optimizer.load_states(path)
 
 
-def seal(path, seal_of):
-    """Ends a crafted file as one of ours, whose seal fits."""
-    data = path.read_bytes() + seal_of.read_bytes()[-112:-32]
-    path.write_bytes(data + hashlib.sha256(data).digest())
-
-
-def crafted(path, **header):
-    """The arrays of a file of ours, with another header."""
-    arrays = dict(np.load(path))
+def crafted(path, source, changes=(), **header):
+    """A file with the arrays of one of ours, some changed, and another header."""
+    arrays = dict(np.load(source)) | dict(changes)
     old = json.loads(arrays["adadelta_tx:header"].tobytes())
     text = json.dumps({**old, **header}).encode()
-    return {**arrays, "adadelta_tx:header": np.frombuffer(text, np.uint8)}
+    arrays["adadelta_tx:header"] = np.frombuffer(text, np.uint8)
+    digest = hashlib.sha256(text).digest()
+    arrays["adadelta_tx:digest"] = np.frombuffer(digest, np.uint8)
+    np.savez(path, **arrays)
 
 
+NUMBERS = {"lr": 1.0, "rho": 0.95, "epsilon": 1e-6, "weight_decay": 0.0}
 HEADERS = {
-    "newer format": ({"format": 2}, "version 2"),
-    "number out of range": ({"numbers": {"rho": 2.0, "lr": 1.0}}, "rho must be"),
-    "no number": ({"numbers": {"rho": 0.9, "epsilon": "x"}}, "epsilon"),
+    "newer format": ({"format": 3}, "version 3"),
+    "number out of range": ({"numbers": {**NUMBERS, "rho": 2.0}}, "rho must be"),
+    "no number": ({"numbers": {**NUMBERS, "epsilon": "x"}}, "epsilon"),
+    "no rho": ({"numbers": {**NUMBERS, "rho": None}}, "rho"),
+    "negative rate": ({"numbers": {**NUMBERS, "lr": -1.0}}, "lr must be"),
+    "rate of NaN": ({"numbers": {**NUMBERS, "lr": float("nan")}}, "lr must be"),
+    "large rate": ({"numbers": {**NUMBERS, "lr": 1e308}}, "lr must be"),
+    "rate of text": ({"numbers": {**NUMBERS, "lr": "1"}}, "lr must be"),
     "other dtype": (
-        {"variables": {"Adadelta0.w_cache": ["float16", [4, 3]]}},
+        {"variables": {"Adadelta0.w_cache": ["float16", [4, 3], ""]}},
         "missing",
     ),
+    "numbers": ({"variables": {"Adadelta0.w_cache": 3}}, "cannot be read"),
+    "lists": ({"variables": [[]] * 2000}, "more variables than there are"),
 }
 
 
@@ -503,21 +510,20 @@ def test_crafted_headers(case, tmp_path):
     ours, path = tmp_path / "ours.npz", tmp_path / "crafted.npz"
     make().save_states(ours)
     header, message = HEADERS[case]
-    np.savez(path, **crafted(ours, **header))
-    seal(path, ours)
+    crafted(path, ours, **header)
     optimizer = train(make(), 0, 2)
     with refused(optimizer, path, message):
         optimizer.load_states(path)
 
 
-@pytest.mark.parametrize("change", [np.transpose, np.float64, np.int32])
+@pytest.mark.parametrize(
+    "change", [np.transpose, np.float64, np.int32, lambda x: x + 1]
+)
 def test_header_that_the_arrays_do_not_fit(change, tmp_path):
     ours, path = tmp_path / "ours.npz", tmp_path / "crafted.npz"
     make().save_states(ours)
-    arrays = crafted(ours)
-    arrays["Adadelta0.w_cache"] = change(arrays["Adadelta0.w_cache"])
-    np.savez(path, **arrays)
-    seal(path, ours)
+    array = change(np.load(ours)["Adadelta0.w_cache"])
+    crafted(path, ours, {"Adadelta0.w_cache": array})
     optimizer = train(make(), 0, 2)
     with refused(optimizer, path, "Adadelta0.w_cache"):
         optimizer.load_states(path)
@@ -787,7 +793,8 @@ def test_hdf5_leads_nowhere_else(tmp_path):
             optimizer.load_states(path)
     path = tmp_path / "lists.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("duplicate_keys", data=["a", "b"])
+        for name in ("duplicate_keys", "duplicate_targets"):
+            file.create_dataset(name, data=["a", "b"])
     with refused(optimizer, path, "'duplicate_keys' is not a plain array"):
         optimizer.load_states(path)
 
@@ -800,6 +807,7 @@ def test_entries_of_one_name(tmp_path):
         archive.writestr("A0.w_cache.npy", buffer.getvalue())
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("A0.w_cache.npy", buffer.getvalue())
+        archive.writestr("A0.w_delta.npy", buffer.getvalue())
     optimizer = one()
     with refused(optimizer, path, "two entries"):
         optimizer.load_states(path)
@@ -1079,12 +1087,16 @@ def test_with_the_variables_of_a_network(extension, tmp_path, caplog):
     lines = [(r.levelname, r.message) for r in caplog.records]
     cache = f"{optimizer.name}.{key}_cache"
     assert ("INFO", f"{path}: loads float32 of shape (3, 2) from {cache}") in lines
-    assert ("INFO", f"{path}: leaves float32 of shape (3, 2) at {name}") in lines
+    assert ("INFO", f"{path}: leaves {name}") in lines
     assert ("INFO", f"{path}: loads rho = 0.95") in lines
-    assert len(lines) == 12
+    assert lines[0][0] == "WARNING"
+    assert f"has more than {loaded.name}: {name}" in lines[0][1]
+    assert len(lines) == 13
     np.testing.assert_array_equal(read(path)[name], network.W.value)
     caplog.clear()
-    loaded.load_states(path)
+    old, network.W.value = network.W.value, network.W.value + 1
+    loaded.load_states(path, network.vars())
+    np.testing.assert_array_equal(network.W.value, old)
     assert not caplog.records
 
 
@@ -1174,11 +1186,9 @@ def test_learning_rates(case, tmp_path, caplog):
 
 
 def test_learning_rate_variable_out_of_range(tmp_path):
-    path = tmp_path / "run.npz"
-    train(make(lr=Variable(-1.0)), 0, 1).save_states(path)
-    loaded = make(lr=Variable(1.0))
-    loaded.load_states(path)
-    assert loaded.lr.lr == -1.0
+    with pytest.raises(ValueError, match="lr must be finite and at least 0"):
+        make(lr=Variable(-1.0)).save_states(tmp_path / "run.npz")
+    assert not list(tmp_path.iterdir())
 
 
 class Fixed:

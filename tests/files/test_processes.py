@@ -29,7 +29,13 @@ def run(folder, shape="4,2", dies_after="never"):
         workers = []
         for number in range(processes.PROCESSES):
             log = stack.enter_context((folder.parent / f"{port}-{number}").open("w+"))
-            command = [sys.executable, "-m", "tests.files.processes", str(port), str(number)]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.files.processes",
+                str(port),
+                str(number),
+            ]
             worker = subprocess.Popen(
                 [*command, shape, str(folder), dies_after],
                 env=environment,

@@ -1,10 +1,10 @@
-"""What every format tells of a file: its entries, each looked at when asked for."""
+"""What every format tells of a file: entries by name, each looked at when asked for."""
 
+import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,70 +28,65 @@ class CheckpointError(Exception):
     __module__ = "adadelta_tx"
 
 
-class Claim(NamedTuple):
-    """Of which dtype and shape an array is said to be."""
+class ForeignError(CheckpointError):
+    """Data that may be fine, but is not of the few kinds that are read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a file says of an array, and how to get its bytes."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
+    data: Callable[[], bytes]
+    order: Any = "C"
+
+    def __post_init__(self) -> None:
+        if len(self.shape) > 64 or not all(0 <= n < 2**63 for n in self.shape):
+            raise CheckpointError("has an array of an impossible shape.")
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name} of shape {self.shape}"
 
     @property
     def size(self) -> int:
         """Its bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def __str__(self) -> str:
-        return f"{self.dtype.name} of shape {self.shape}"
-
-
-class Entry(NamedTuple):
-    """What a file says of an array, and how to get its bytes."""
-
-    claim: Claim
-    data: Callable[[], bytes]
-    order: Any = "C"
-
-    def read(self) -> np.ndarray:
-        """The array."""
-        data = self.data()
-        if len(data) != self.claim.size:
+    def read(self, most: float = math.inf) -> np.ndarray:
+        """The array, unless it is longer."""
+        if self.size > most:
+            raise CheckpointError("has a text that is too long.")
+        if len(data := self.data()) != self.size:
             raise CheckpointError("has an array that is not as long as its shape says.")
-        return np.ndarray(self.claim.shape, self.claim.dtype, data, order=self.order)
+        return np.ndarray(self.shape, self.dtype, data, order=self.order)
 
 
 Look = Callable[[], Entry]
 
 
-def refuse(why: str) -> Look:
+def refuse(why: str, error: type[CheckpointError] = CheckpointError) -> Look:
     """For an entry that nobody can read."""
 
     def look() -> Entry:
-        raise CheckpointError(why)
+        raise error(why)
 
     return look
 
 
 def collected(found: Iterable[tuple[str, Look]]) -> dict[str, Look]:
-    """Entries by name. Looking at one of two by one name, or of no shape, raises."""
-
-    def checked(look: Look) -> Entry:
-        entry = look()
-        shape = entry.claim.shape
-        if len(shape) > 64 or not all(0 <= n < 2**63 for n in shape):
-            raise CheckpointError("has an array of an impossible shape.")
-        return entry
-
+    """Entries by name. Looking at one of two that have one name raises."""
     entries: dict[str, Look] = {}
     for name, look in found:
-        again = refuse(f"has two entries called {shown(name)!r}.")
-        entries[name] = again if name in entries else partial(checked, look)
+        twice = refuse(f"has two entries called {name!r}.")
+        entries[name] = twice if name in entries else look
     return entries
 
 
 def exactly(file: BinaryIO, place: int, length: int) -> bytes:
     """The bytes at a place of a file, which may have become shorter."""
     file.seek(place)
-    data = file.read(length)
-    if len(data) != length:
+    if len(data := file.read(length)) != length:
         raise CheckpointError("ends too early.")
     return data
 
@@ -105,9 +100,3 @@ def package(name: str, extra: str) -> Any:
             f"this format needs {name}: pip install 'adadelta_tx[{extra}]'. "
             ".npz, .pkl and .pickle need nothing more."
         ) from error
-
-
-def shown(text: str, most: int = 80) -> str:
-    """Text of a file for a message: short, and nothing that a terminal obeys."""
-    cut = text if len(text) <= most else f"{text[:most]}…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
