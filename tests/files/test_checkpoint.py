@@ -9,7 +9,6 @@ import os
 import pickle
 import random
 import re
-import resource
 import stat
 import struct
 import sys
@@ -34,45 +33,24 @@ import adadelta_tx
 from adadelta_tx import Adadelta, CheckpointError, TrainVar, Variable
 from benchmarks import faults
 from tests import textbook
+from tests.files.helpers import (
+    DATA,
+    ONE_EACH,
+    SHAPES,
+    bits,
+    make,
+    memory,
+    one,
+    refused,
+    train,
+)
 
 EXTENSIONS = [".npz", ".h5", ".hdf5", ".mat", ".pkl", ".pickle"]
-ONE_EACH = [".npz", ".h5", ".mat", ".pkl"]
-SHAPES = {"w": (4, 3), "layer/b": (), "_c": (2,), "none": (0, 3), "ρ": (1, 2, 1)}
 
 
 @pytest.fixture(autouse=True)
 def _fresh_names():
     adadelta_tx.clear_name_cache()
-
-
-def make(dtype=jnp.float32, shapes=SHAPES, **arguments):
-    variables = {key: TrainVar(jnp.ones(s, dtype)) for key, s in shapes.items()}
-    return Adadelta(variables, **arguments)
-
-
-def train(optimizer, first, last):
-    for i in range(first, last):
-        rng = np.random.default_rng(i)
-        optimizer.update(
-            {
-                key: jnp.asarray(rng.normal(size=v.shape)).astype(v.dtype)
-                for key, v in optimizer.train_vars().items()
-            }
-        )
-    return optimizer
-
-
-def bits(optimizer):
-    """All that a checkpoint has to bring back, and the trained variables."""
-    variables = {**optimizer.vars("relative"), **optimizer.train_vars()}
-    return {
-        **{
-            k: (str(v.dtype), v.shape, np.asarray(v.value).tobytes())
-            for k, v in variables.items()
-        },
-        "numbers": [optimizer.rho, optimizer.epsilon, optimizer.weight_decay],
-        "lr": np.asarray(optimizer.lr.lr).tobytes(),
-    }
 
 
 def copy_variables(source, target):
@@ -392,17 +370,6 @@ def test_damaged_files(form):
         assert outcomes["refused"] >= 40, kind
 
 
-@contextlib.contextmanager
-def refused(optimizer, path, *messages):
-    """Loading fails with the file's name and these messages, and changes nothing."""
-    before = bits(optimizer)
-    with pytest.raises(CheckpointError) as caught:
-        yield
-    for message in (str(path), *messages):
-        assert message in str(caught.value)
-    assert bits(optimizer) == before
-
-
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_not_a_checkpoint(extension, tmp_path):
     path = tmp_path / f"run{extension}"
@@ -540,10 +507,6 @@ class Evil:
         return self.call
 
 
-def one(**arguments):
-    return train(make(shapes={"w": (4,)}, **arguments), 0, 2)
-
-
 def evil_pickles(folder):
     array = np.zeros(4, np.float32)
     yield Evil(os.mkdir, str(folder / "executed"))
@@ -621,18 +584,6 @@ def test_pickled_arrays_of_odd_descriptions(kind, tmp_path):
     optimizer = one()
     with refused(optimizer, path, "impossible shape" if kind == "axes" else ""):
         optimizer.load_states(path)
-
-
-@contextlib.contextmanager
-def little_memory():
-    """Allows no large allocation."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def memory_bombs(folder):
@@ -747,7 +698,7 @@ def test_small_files_take_little_memory(tmp_path):
     for path in paths:
         assert path.stat().st_size < 2**20
         before = bits(optimizer)
-        with pytest.raises(CheckpointError) as caught, little_memory():
+        with pytest.raises(CheckpointError) as caught, memory(2**27):
             optimizer.load_states(path)
         assert not re.search("memory|alloc", str(caught.value), re.IGNORECASE), path
         assert bits(optimizer) == before
@@ -930,7 +881,7 @@ def test_files_that_older_brainpy_wrote(version, extension):
     grads = {"w": np.arange(12.0).reshape(4, 3) / 10, "Dense0.b": -np.arange(5.0)}
     grads["c"] = np.array(2.0)
     ours = like({key: g.shape for key, g in grads.items()})
-    ours.load_states(Path(__file__).parent / f"data/brainpy-{version}{extension}")
+    ours.load_states(DATA / f"brainpy-{version}{extension}")
     for key, g in grads.items():
         *_, (_, s, d) = textbook.adadelta([g] * 3, rho=0.95, eps=1e-6)
         for kind, want in (("cache", s), ("delta", d)):
