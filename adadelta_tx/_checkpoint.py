@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +35,8 @@ def save_states(
     header = {"name": name, "schedule": optimizer.lr.name, "numbers": numbers}
     _files.write(filename, header, arrays, compressed)
     if not _leaves(own).keys() <= arrays.keys():
-        _log.warning(
-            "%s: does not hold the state of %s, whose vars() are not among the "
-            "variables. It cannot be loaded.",
-            filename,
-            name,
-        )
+        lacks = f"does not hold the state of {name}, whose vars() are not among the"
+        _log.warning("%s: %s variables. It cannot be loaded.", filename, lacks)
 
 
 def load_states(
@@ -49,46 +46,42 @@ def load_states(
     verbose: bool = False,
 ) -> None:
     """Reads a file: see :meth:`adadelta_tx.Adadelta.load_states`."""
-    more = _leaves({} if variables is None else variables)
-    for key, variable in (variables or {}).items():
+    more = {} if variables is None else variables
+    others = _leaves(more)
+    for key, variable in more.items():
         if not hasattr(variable, "value"):
             raise TypeError(f"variables[{key!r}] must be a variable, got {variable!r}.")
     with _files.reading(filename) as file:
-        known = {**(variables or {}), **optimizer.vars()}
-        leaves = _leaves(known)
-        plan = match(file, optimizer.name, optimizer.lr.name, leaves, more)
-        new = {leaf: _new(file, x, leaves[leaf]) for leaf, x in plan.places.items()}
-        targets = {
-            key: tree_map_with_path(
-                lambda path, _, key=key: new[key + keystr(path)], value_of(variable)
-            )
-            for key, variable in known.items()
-            if _leaves({key: variable}).keys() <= new.keys()
-        }
-        old = {"lr": rate(optimizer.lr), **optimizer.numbers()}
+        known = {**more, **optimizer.vars()}
+        old = _leaves(known)
+        places, warnings = match(file, optimizer.name, optimizer.lr.name, old, others)
+        new = {leaf: _new(file, place, old[leaf]) for leaf, place in places.items()}
+        steps: list[tuple[Callable[[Any], None], Any, Any]] = []
+        for key, variable in known.items():
+            if _leaves({key: variable}).keys() <= new.keys():
+                before = value_of(variable)
+                after = tree_map_with_path(
+                    lambda path, _, key=key: new[key + keystr(path)], before
+                )
+                steps.append((partial(_assign, variable), after, before))
+        had = {"lr": rate(optimizer.lr), **optimizer.numbers()}
         numbers = {} if file.numbers is None else _checked(file.numbers)
         if numbers and _kind(file.schedule) != _kind(optimizer.lr.name):
-            del numbers["lr"]
-            stays = f"lr stays {optimizer.lr!r}; the file's was a {file.schedule}."
-            plan.warnings.append(stays)
-        changed = {key: x for key, x in numbers.items() if x != old[key]}
-        _set(optimizer, [known[key] for key in targets], [*targets.values()], changed)
-    warnings = [f"{k} is {x}, as in the file, not {old[k]}" for k, x in changed.items()]
-    for line in warnings + plan.warnings:
+            numbers["lr"] = had["lr"]
+            kept = f"lr stays {optimizer.lr!r}; the file's was a {file.schedule}."
+            warnings.append(kept)
+        for key, value in numbers.items():
+            if value != had[key]:
+                steps.append((partial(_set_number, optimizer, key), value, had[key]))
+                warnings.append(f"{key} is {value}, as in the file, not {had[key]}")
+        _take(steps)
+    for line in warnings:
         _log.warning("%s", printable(f"{filename}: {line}"))
-    told = {place: _told(leaves[leaf]) for leaf, place in plan.places.items()}
-    lines = [f"loads {array} from {place}" for place, array in told.items()]
+    lines = [f"loads {_told(old[x])} from {place}" for x, place in places.items()]
     lines += [f"loads {key} = {value}" for key, value in numbers.items()]
-    lines += [f"leaves {name}" for name in file.variables if name not in told]
+    lines += [f"leaves {x}" for x in file.variables if x not in places.values()]
     for line in lines if verbose else ():
         _log.info("%s", printable(f"{filename}: {line}"))
-
-
-class Plan(NamedTuple):
-    """From where in a file each of our variables is loaded, and what is not."""
-
-    places: dict[str, str]
-    warnings: list[str]
 
 
 def match(
@@ -96,53 +89,46 @@ def match(
     name: str,
     schedule: str,
     leaves: Collection[str],
-    more: Collection[str] = (),
-) -> Plan:
-    """Finds an optimizer's variables in a file.
+    others: Collection[str] = (),
+) -> tuple[dict[str, str], list[str]]:
+    """Finds variables of ours in a file: their names there, by their names here.
 
-    Args:
-      file: What the file says of itself. BrainPy's do not say whose variables and
-        counters are whose.
-      name: The optimizer's name; its own variables are ``leaves`` called ``name.key``.
-      schedule: The same for its schedule.
-      leaves: The names of all that may be loaded.
-      more: Those of them that have the same names in the file.
+    An optimizer's own variables are the ``leaves`` called ``name.key``, its schedule's
+    those called ``schedule.key``. ``others`` have the same names in the file.
 
     Raises:
       CheckpointError: If the file is of another optimizer, or of other variables.
     """
-    stored = file.variables
+    names, warnings = file.variables, []
     own, counters = ([_key(x) for x in leaves if _of(x) == y] for y in (name, schedule))
+    owner = _owner(file, name, own)
+    _check_complete(name, own, owner, names)
+    places = {leaf: leaf for leaf in others}
+    places |= {f"{name}.{key}": f"{owner}.{key}" for key in own}
+    for key in counters:
+        its = [x for x in names if _key(x) == key and file.schedule in (None, _of(x))]
+        if len(its) == 1:
+            places[f"{schedule}.{key}"] = its[0]
+        elif key != "lr":  # whose value is among the numbers
+            warnings.append(f"{schedule}.{key} stays; the file has {_some(its)}.")
+    if missing := [place for place in places.values() if place not in names]:
+        raise CheckpointError(f"it lacks these variables: {_some(missing)}.")
+    owners = {_of(place) for place in places.values()}
+    looks = {names[place] for place in places.values()}
+    left = [x for x in names if _of(x) not in owners and names[x] not in looks]
+    if left:
+        how = "load_states(filename, variables=…) loads more."
+        warnings.append(f"has more than {name}: {_some(left)}. {how}")
+    return places, warnings
+
+
+def _owner(file: Description, name: str, own: Collection[str]) -> str:
+    """Under which name a file has an optimizer's own variables."""
     if not own:
         raise CheckpointError(
             f"{name} has no variables yet. Give it train_vars, or call "
             "register_train_vars, before it loads."
         )
-    owner = _owner(file, name, own)
-    _check_complete(name, own, owner, stored)
-    places = {f"{name}.{key}": f"{owner}.{key}" for key in own}
-    warnings = []
-    for key in counters:
-        its = [x for x in stored if _key(x) == key and file.schedule in (None, _of(x))]
-        if len(its) == 1:
-            places[f"{schedule}.{key}"] = its[0]
-        elif key != "lr":  # whose value is among the numbers
-            warnings.append(f"{schedule}.{key} stays; the file has {_some(its)}.")
-    places = {leaf: leaf for leaf in more} | places
-    if missing := [leaf for leaf in more if places[leaf] not in stored]:
-        raise CheckpointError(f"it lacks these variables: {_some(missing)}.")
-    owners, looks = zip(
-        *((_of(x), stored[x].look) for x in places.values()), strict=True
-    )
-    left = [x for x in stored if _of(x) not in owners and stored[x].look not in looks]
-    if left:
-        told = "load_states(filename, variables=…) loads more."
-        warnings.append(f"has more than {name}: {_some(left)}. {told}")
-    return Plan(places, warnings)
-
-
-def _owner(file: Description, name: str, own: Collection[str]) -> str:
-    """Under which name a file has an optimizer's own variables."""
     found = sorted({_of(x) for x in file.variables if _key(x) in own})
     owner = file.owner or (name if name in found else next(iter(found), name))
     if len(found) > 1 and owner != name:
@@ -155,23 +141,22 @@ def _owner(file: Description, name: str, own: Collection[str]) -> str:
 
 
 def _check_complete(
-    name: str, own: Collection[str], owner: str, stored: Collection[str]
+    name: str, own: Collection[str], owner: str, names: Collection[str]
 ) -> None:
     """Checks that a file has an optimizer's own variables, and no more accumulators."""
-    theirs = [_key(x) for x in stored if _of(x) == owner]
+    theirs = [_key(x) for x in names if _of(x) == owner]
     missing = [key for key in own if key not in theirs]
     kinds = ("_cache", "_delta", "_codes")
     more = [x for x in theirs if x not in own and x.partition("[")[0].endswith(kinds)]
     if len(missing) == len(own):
-        more = [*stored]
+        more = [*names]
     if missing or more:
-        ours, its = ("codes_count" in keys for keys in (own, theirs))
-        told = " It has accumulators in {}, and the file has them in {}.".format(
-            *("uint8" if coded else "floats" for coded in (ours, its))
-        )
+        kinds = ["uint8" if "codes_count" in x else "floats" for x in (own, theirs)]
+        differ = " This optimizer has accumulators in {}, and the file has them in {}."
+        differ = differ.format(*kinds) if kinds[0] != kinds[1] else ""
         raise CheckpointError(
             f"its variables are not those of {name}: missing {_some(missing)}; unknown "
-            f"{_some(more)}.{told if ours != its else ''}"
+            f"{_some(more)}.{differ}"
         )
 
 
@@ -188,7 +173,7 @@ def _kind(schedule: str | None) -> str:
 
 
 def _some(names: Collection[str]) -> str:
-    shown = ", ".join(list(names)[:5]) or "none"
+    shown = ", ".join(name[:100] for name in [*names][:5]) or "none"
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
@@ -240,9 +225,11 @@ def _checked(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """An optimizer's numbers, each in its range; ``lr`` is ``None`` if none was set."""
     largest = float(jnp.finfo(jnp.result_type(float)).max)
     ranges = {"lr": (lambda x: 0 <= x <= largest, "finite and at least 0"), **NUMBERS}
-    given = [key for key in ranges if key != "lr" or numbers[key] is not None]
-    return {"lr": None} | {
-        key: number(key, numbers[key], *ranges[key]) for key in given
+    return {
+        key: number(key, numbers[key], *in_range)
+        if key != "lr" or numbers[key] is not None
+        else None
+        for key, in_range in ranges.items()
     }
 
 
@@ -257,28 +244,24 @@ def _new(file: Description, place: str, old: Any) -> jax.Array:
     return new
 
 
-def _set(
-    optimizer: Any, variables: list[Any], values: list[Any], numbers: dict[str, Any]
-) -> None:
-    """Sets variables and numbers: all of them or, whatever is raised, none."""
-
-    def put(key: str, value: Any) -> None:
-        if key == "lr":
-            restore_rate(optimizer.lr, value)
-        else:
-            setattr(optimizer, key, value)
-
-    old_values = [value_of(variable) for variable in variables]
-    old_numbers = {"lr": rate(optimizer.lr), **optimizer.numbers()}
+def _take(steps: list[tuple[Callable[[Any], None], Any, Any]]) -> None:
+    """Sets what is new: all of it or, whatever is raised, what was before."""
     try:
-        assign(variables, values)
-        for key, value in numbers.items():
-            put(key, value)
+        for put, new, _ in steps:
+            put(new)
     except BaseException:
-        for variable, value in zip(variables, old_values, strict=True):
+        for put, _, old in steps:
             with contextlib.suppress(Exception):
-                assign([variable], [value])
-        for key in numbers:
-            with contextlib.suppress(Exception):
-                put(key, old_numbers[key])
+                put(old)
         raise
+
+
+def _assign(variable: Any, value: Any) -> None:
+    assign([variable], [value])
+
+
+def _set_number(optimizer: Any, key: str, value: Any) -> None:
+    if key == "lr":
+        restore_rate(optimizer.lr, value)
+    else:
+        setattr(optimizer, key, value)

@@ -1,37 +1,22 @@
 """Files: names and arrays to bytes, and back. Nothing here knows an optimizer."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from adadelta_tx._files import _h5, _mat, _npz, _pickle
-from adadelta_tx._files._description import Description, description_of, entries_of
-from adadelta_tx._files._entry import CheckpointError, ForeignError, Look, collected
+from adadelta_tx._files._description import Description, described, entries_of
+from adadelta_tx._files._entry import CheckpointError, ForeignError, collected
 from adadelta_tx._files._replacing import StrPath, replacing
 
-
-class _Format(NamedTuple):
-    write: Callable[..., None]
-    entries: Callable[[BinaryIO], AbstractContextManager[list[tuple[str, Look]]]]
-    convert: str  # a line that makes a file which is read of one that is not
-    shapes: Callable[[tuple[int, ...]], list[tuple[int, ...]]] = lambda shape: [shape]
+_FORMATS = {".npz": _npz, ".h5": _h5, ".hdf5": _h5, ".mat": _mat}
+_FORMATS |= {".pkl": _pickle, ".pickle": _pickle}
 
 
-_SAVEZ = "numpy.savez('new.npz', **{{k: numpy.asarray(v) for k, v in {}.items()}})"
-_SAVEMAT = "scipy.io.savemat('new.mat', scipy.io.loadmat(old))"
-_LOAD = "pickle.load(open(old, 'rb'))"
-_H5 = _Format(_h5.write, _h5.entries, _SAVEZ.format("h5py.File(old)"))
-_PICKLE = _Format(_pickle.write, _pickle.entries, _SAVEZ.format(_LOAD))
-_MAT = _Format(_mat.write, _mat.entries, _SAVEMAT, _mat.shapes)
-_NPZ = _Format(_npz.write, _npz.entries, _SAVEZ.format("numpy.load(old)"))
-_FORMATS = {".npz": _NPZ, ".h5": _H5, ".hdf5": _H5, ".mat": _MAT}
-_FORMATS |= {".pkl": _PICKLE, ".pickle": _PICKLE}
-
-
-def _format(filename: StrPath) -> _Format:
+def _format(filename: StrPath) -> Any:
     extension = os.path.splitext(filename)[1].lower() or ".npz"
     if extension not in _FORMATS:
         raise CheckpointError(
@@ -49,7 +34,7 @@ def write(
 ) -> None:
     """Writes arrays by name and a header to a file, whole or not at all."""
     form = _format(filename)
-    if compressed and form is not _NPZ:
+    if compressed and form is not _npz:
         raise ValueError(f"compressed is for .npz files, not for {filename}.")
     entries = entries_of(header, arrays)
     with replacing(filename) as file:
@@ -65,18 +50,19 @@ def reading(filename: StrPath) -> Iterator[Description]:
       OSError: If the file cannot be opened.
     """
     form = _format(filename)
+    shapes = getattr(form, "shapes", lambda shape: [shape])
     if os.path.exists(filename) and not os.path.isfile(filename):
         raise CheckpointError(f"{filename}: is not a file.")
     with open(filename, "rb") as file:
         try:
-            with form.entries(file) as entries:
-                yield description_of(file, collected(entries), form.shapes)
+            with form.entries(file) as found:
+                yield described(file, collected(found), shapes)
         except Exception as error:
             told = str(error)
             if not isinstance(error, CheckpointError):
                 told = f"cannot be read: {type(error).__name__}: {told}"
             if isinstance(error, ForeignError):
-                told += f" If you trust the file, convert it: {form.convert}"
+                told += f" If you trust the file, convert it: {form.CONVERT}"
             raise CheckpointError(printable(f"{filename}: {told}")) from error
 
 

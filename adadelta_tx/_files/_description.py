@@ -12,13 +12,15 @@ import operator
 import os
 import struct
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 import jax.numpy as jnp
 import numpy as np
 
-from adadelta_tx._files._entry import CheckpointError, Entry, Look, exactly, refuse
+from adadelta_tx._files import _entry
+from adadelta_tx._files._entry import CheckpointError, Entry, Look, collected, exactly
 
 _HEADER, _DIGEST = "adadelta_tx:header", "adadelta_tx:digest"
 # Version 1 ended with the SHA-256 of all before it, in a matrix of MATLAB's format 5:
@@ -31,22 +33,15 @@ _ALIASES, _TARGETS = "duplicate_keys", "duplicate_targets"  # lists of BrainPy 2
 _TEXT_LIMIT = 2**24  # bytes of a header or of a list
 _NAMES_LIMIT = 10_000  # names in a list
 _DAMAGED = "is damaged: it is not what was written."
+_missing = _entry.refuse(_DAMAGED)
 
 Shapes = Callable[[tuple[int, ...]], list[tuple[int, ...]]]
-
-
-class Stored(NamedTuple):
-    """A variable of a file, and what our header says of it, if there is one."""
-
-    look: Look
-    told: str = ""
-    digest: str = ""
 
 
 class Description(NamedTuple):
     """What a file says of itself; ``None`` is what it does not say."""
 
-    variables: dict[str, Stored]
+    variables: Mapping[str, Look]
     shapes: Shapes
     owner: str | None = None
     schedule: str | None = None
@@ -58,22 +53,19 @@ class Description(NamedTuple):
         Raises:
           CheckpointError: If it cannot, or is not what was written.
         """
-        look, told, digest = self.variables[name]
-        entry, here = look(), str(Entry(like.dtype, like.shape, bytes))
-        fits = told == here if told else _widens(entry.dtype, like.dtype)
-        if not fits or entry.shape not in self.shapes(like.shape):
-            codes = like.dtype == np.uint16 and not told
+        entry, here = self.variables[name](), Entry(like.dtype, like.shape, bytes)
+        ours = self.owner is not None
+        fits = entry.dtype == like.dtype if ours else _widens(entry.dtype, like.dtype)
+        shapes = [like.shape] if ours else self.shapes(like.shape)
+        if not fits or entry.shape not in shapes:
+            codes = like.dtype == np.uint16 and not ours
             raise CheckpointError(
-                f"{name} is {told or entry} in the file, and {here} here."
+                f"{name} is {entry} in the file, and {here} here."
                 f"{' It does not say the epsilon that codes belong to.' * codes}"
             )
-        if told and entry.dtype != _plain_dtype(like.dtype):
-            raise CheckpointError(f"{_DAMAGED} {name} is {entry}.")
-        array = np.asarray(entry.read().reshape(like.shape), order="C")
-        if digest and digest != _sha256(array):
-            raise CheckpointError(f"{_DAMAGED} {name} has another SHA-256.")
-        value = array.view(like.dtype) if told else array.astype(like.dtype)
-        if value.dtype.kind in "iu" and not (told or np.array_equal(value, array)):
+        array = entry.read().reshape(like.shape)
+        value = array.astype(like.dtype, copy=False)
+        if value.dtype.kind in "iu" and not np.array_equal(value, array):
             raise CheckpointError(f"{name} is too large for {like.dtype.name}.")
         return value
 
@@ -86,18 +78,18 @@ def entries_of(
     Raises:
       ValueError: If two names become one.
     """
-    entries, variables = {_HEADER: np.zeros(0)}, {}
+    entries, variables = {_HEADER: np.zeros(0, np.uint8)}, {}
     for key, array in arrays.items():
-        if (name := _entry(key)) in entries:
+        if (name := _entry_name(key)) in entries:
             raise ValueError(f"Two of the names are written alike: {name!r}.")
-        entries[name] = array.view(_plain_dtype(array.dtype))
-        variables[key] = array.dtype.name, array.shape, _sha256(entries[name])
+        entries[name] = array.view(_plain(array.dtype))
+        variables[key] = array.dtype.name, array.shape, _sha256(entries[name].tobytes())
     text = json.dumps({"format": 2, **header, "variables": variables}).encode()
-    digest = hashlib.sha256(text).digest()
-    return {**entries, _HEADER: _bytes(text), _DIGEST: _bytes(digest)}
+    entries[_HEADER] = np.frombuffer(text, np.uint8)
+    return entries | {_DIGEST: np.frombuffer(hashlib.sha256(text).digest(), np.uint8)}
 
 
-def description_of(
+def described(
     file: BinaryIO, entries: Mapping[str, Look], shapes: Shapes
 ) -> Description:
     """What an open file says of itself.
@@ -122,7 +114,7 @@ def description_of(
         intact = end == _SEAL and _digest_before(file, size - 32)
         numbers["lr"] = None if math.isnan(numbers["lr"]) else numbers["lr"]
     elif version == 2:
-        digest = entries.get(_DIGEST, refuse(_DAMAGED))().read(32).tobytes()
+        digest = entries.get(_DIGEST, _missing)().read(32).tobytes()
         intact = digest == hashlib.sha256(text).digest()
     else:
         raise CheckpointError(
@@ -130,14 +122,28 @@ def description_of(
         )
     if not intact:
         raise CheckpointError(_DAMAGED)
-    missing = refuse(f"{_DAMAGED} It lacks an array.")
     variables = {
-        key: Stored(
-            entries.get(_entry(key), missing), f"{dtype} of shape {(*shape,)}", *digest
-        )
-        for key, (dtype, shape, *digest) in header["variables"].items()
+        key: partial(_ours, entries.get(_entry_name(key), _missing), key, shapes, *told)
+        for key, told in header["variables"].items()
     }
     return Description(variables, shapes, header["name"], header["schedule"], numbers)
+
+
+def _ours(
+    look: Look, key: str, shapes: Shapes, name: str, axes: list[int], digest: str = ""
+) -> Entry:
+    """An entry as the array that it was, which is checked when it is read."""
+    stored, dtype, shape = look(), jnp.dtype(str(name)[:30]), tuple(axes)
+    if stored.dtype != _plain(dtype) or stored.shape not in shapes(shape):
+        raise CheckpointError(f"{_DAMAGED} {key} is {stored}.")
+
+    def data() -> bytes:
+        content = stored.read().tobytes()
+        if digest and digest != _sha256(content):
+            raise CheckpointError(f"{_DAMAGED} {key} has another SHA-256.")
+        return content
+
+    return Entry(dtype, shape, data)
 
 
 def _digest_before(file: BinaryIO, end: int) -> bool:
@@ -147,24 +153,19 @@ def _digest_before(file: BinaryIO, end: int) -> bool:
     return digest.digest() == exactly(file, end, 32)
 
 
-def _brainpys(entries: Mapping[str, Look]) -> dict[str, Stored]:
+def _brainpys(entries: Mapping[str, Look]) -> dict[str, Look]:
     """The variables of a file of BrainPy's.
 
     In .npz and .mat, 2.0 and 2.1 wrote "--" for a dot. 2.2 and 2.3 wrote a variable
     that has two names once, and lists of other names and of what they stand for.
     """
-    variables: dict[str, Stored] = {}
-
-    def add(name: str, stored: Stored) -> None:
-        twice = Stored(refuse(f"has two entries called {name!r}."))
-        variables[name] = twice if name in variables else stored
-
-    for name, look in entries.items():
-        add(name if "." in name else name.replace("--", "."), Stored(look))
+    dotted = ((x if "." in x else x.replace("--", "."), y) for x, y in entries.items())
+    variables = collected(dotted)
     if _ALIASES in variables and _TARGETS in variables:
-        lists = [_names(variables.pop(name).look()) for name in (_ALIASES, _TARGETS)]
-        for alias, target in zip(*lists, strict=True):
-            add(alias, variables[target])
+        lists = [_names(variables.pop(name)()) for name in (_ALIASES, _TARGETS)]
+        names = zip(*lists, strict=True)
+        more = [(alias, variables[target]) for alias, target in names]
+        variables = collected([*variables.items(), *more])
     return variables
 
 
@@ -176,13 +177,13 @@ def _names(entry: Entry) -> list[str]:
     return [name.strip() for name in names]
 
 
-def _entry(name: str) -> str:
+def _entry_name(name: str) -> str:
     """A name for a variable that every format can hold."""
     name = quote(name, safe=" '[]()", errors="surrogateescape")
     return "%5F" + name[1:] if name.startswith("_") else name
 
 
-def _plain_dtype(dtype: np.dtype) -> np.dtype:
+def _plain(dtype: np.dtype) -> np.dtype:
     """The dtype itself, or unsigned integers where not every format can hold it."""
     narrow = dtype.itemsize < 4 and not np.issubdtype(dtype, np.integer)
     other = dtype.kind not in "biufc" or (narrow and dtype.kind != "b")
@@ -198,12 +199,8 @@ def _widens(dtype: np.dtype, wide: np.dtype) -> bool:
     return dtype == wide != np.uint16  # which codes are
 
 
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
-def _bytes(content: bytes) -> np.ndarray:
-    return np.frombuffer(content, np.uint8)
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _alike(one: str | bytes, other: str | bytes) -> bool:

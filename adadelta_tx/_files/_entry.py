@@ -48,28 +48,22 @@ class Entry:
     def __str__(self) -> str:
         return f"{self.dtype.name} of shape {self.shape}"
 
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
     def read(self, most: float = math.inf) -> np.ndarray:
-        """The array, unless it is longer."""
-        if self.size > most:
-            raise CheckpointError("has a text that is too long.")
-        if len(data := self.data()) != self.size:
-            raise CheckpointError("has an array that is not as long as its shape says.")
+        """The array, unless it has more bytes than ``most``."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if size > most or len(data := self.data()) != size:
+            raise CheckpointError("has an array that is not as long as it should be.")
         return np.ndarray(self.shape, self.dtype, data, order=self.order)
 
 
 Look = Callable[[], Entry]
 
 
-def refuse(why: str, error: type[CheckpointError] = CheckpointError) -> Look:
+def refuse(why: str) -> Look:
     """For an entry that nobody can read."""
 
     def look() -> Entry:
-        raise error(why)
+        raise CheckpointError(why)
 
     return look
 

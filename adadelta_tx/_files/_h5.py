@@ -14,6 +14,11 @@ import numpy as np
 
 from adadelta_tx._files._entry import Entry, ForeignError, Look, exactly, package
 
+CONVERT = (
+    "numpy.savez('new.npz', **{k: x[()] for k, x in h5py.File(old).items() "
+    "if isinstance(x, h5py.Dataset)})"
+)
+
 
 def write(file: BinaryIO, entries: Mapping[str, np.ndarray]) -> None:
     """One dataset for each array."""

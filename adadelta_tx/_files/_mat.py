@@ -18,6 +18,7 @@ from adadelta_tx._files._entry import (
     exactly,
 )
 
+CONVERT = "scipy.io.savemat('new.mat', scipy.io.loadmat(old))"
 # The class of a matrix, and the type that its data has then.
 _DTYPES = {
     **{(6, 9): "f8", (7, 7): "f4", (8, 1): "i1", (9, 2): "u1", (10, 3): "i2"},
@@ -92,8 +93,10 @@ def entries(file: BinaryIO) -> Iterator[list[tuple[str, Look]]]:
     found, start, end = [], 128, os.fstat(file.fileno()).st_size
     while start < end:
         kind, place, length, start = element(start, end)
-        if kind not in (_MATRIX, _COMPRESSED):
-            raise ForeignError("has something else than MATLAB's variables.")
-        unread = "a compressed variable", _entry.refuse("is compressed.", ForeignError)
-        found.append(matrix(place, place + length) if kind == _MATRIX else unread)
+        if kind == _MATRIX:
+            found.append(matrix(place, place + length))
+        elif kind != _COMPRESSED:
+            raise CheckpointError("has something else than MATLAB's variables.")
+    if start > 128 and not found:
+        raise ForeignError("has only compressed variables.")
     yield found

@@ -12,6 +12,7 @@ import numpy as np
 
 from adadelta_tx._files._entry import CheckpointError, Entry, ForeignError, Look
 
+CONVERT = "numpy.savez('new.npz', **numpy.load(old))"
 _HEADER_LIMIT = 1000  # a long header of Python 2 takes seconds
 
 

@@ -16,15 +16,10 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from adadelta_tx._files._entry import (
-    OTHER,
-    CheckpointError,
-    Entry,
-    ForeignError,
-    Look,
-    exactly,
-)
+from adadelta_tx._files import _entry
+from adadelta_tx._files._entry import CheckpointError, Entry, ForeignError, Look
 
+CONVERT = "numpy.savez('new.npz', **numpy.load(old, allow_pickle=True))"
 # All that a pickle may ask for, and what it is called here.
 _GLOBALS = {
     "numpy.dtype": "dtype",
@@ -41,7 +36,9 @@ _LITERALS |= {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
 _BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _CONTAINERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
-_IGNORED = ("PROTO", "FRAME", "STOP")
+# How much of the stack an instruction takes; 0 is all above the last mark.
+_TAKES = {"TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "APPENDS": 0}
+_TAKES |= {"SETITEM": 2, "SETITEMS": 0, "STACK_GLOBAL": 2, "REDUCE": 2, "BUILD": 1}
 _LIMIT = 10_000  # letters of a name
 
 
@@ -81,20 +78,20 @@ def write(file: BinaryIO, entries: Mapping[str, np.ndarray]) -> None:
 def _operations(file: BinaryIO) -> Iterator[tuple[str, Any]]:
     """The instructions of a pickle: no more than a file of its size may need."""
     size = os.fstat(file.fileno()).st_size
-    name, left = "", 2**20 + size // 32
-    while name != "STOP":
+    for _ in range(2**20 + size // 32):
         code = file.read(1).decode("latin1")
         operation = pickletools.code2op[code]  # pyright: ignore[reportAttributeAccessIssue]
-        name, argument, left = operation.name, None, left - 1
-        if left < 0:
-            raise CheckpointError("has more instructions than arrays need.")
-        if name in _BYTES:
-            length = int.from_bytes(file.read(_BYTES[name]), "little")
+        argument = None
+        if operation.name in _BYTES:
+            length = int.from_bytes(file.read(_BYTES[operation.name]), "little")
             argument = _Bytes(file.tell(), length)
             file.seek(min(length, size), os.SEEK_CUR)
         elif operation.arg is not None:
             argument = operation.arg.reader(_Arguments(file))
-        yield name, argument
+        if operation.name == "STOP":
+            return
+        yield operation.name, argument
+    raise CheckpointError("has more instructions than arrays need.")
 
 
 def _unpickled(file: BinaryIO) -> Any:
@@ -106,20 +103,11 @@ def _unpickled(file: BinaryIO) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
-
-    def cut(start: int) -> list[Any]:
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    def put(items: list[Any]) -> None:
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            fits = type(stack[-1]) is dict and type(key) in (str, int)
-            if not fits or key in stack[-1]:
-                raise CheckpointError("has a dict with a key twice, or of no text.")
-            stack[-1][key] = value
-
     for name, argument in _operations(file):
+        items = []
+        if name in _TAKES:
+            start = -_TAKES[name] or marks.pop()
+            items, stack[start:] = stack[start:], []
         if name in _LITERALS or name in _BYTES:
             stack.append(argument)
         elif name in _CONSTANTS:
@@ -132,15 +120,18 @@ def _unpickled(file: BinaryIO) -> Any:
             stack.append(memo[argument])
         elif name == "MARK":
             marks.append(len(stack))
-        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
-            stack.append(tuple(cut(-int(name[5:]) if name[5:] else marks.pop())))
-        elif name in ("APPEND", "APPENDS"):
-            cut(-1 if name == "APPEND" else marks.pop())  # no list has what we read
-        elif name in ("SETITEM", "SETITEMS"):
-            put(cut(-2 if name == "SETITEM" else marks.pop()))
+        elif name.startswith("TUPLE"):
+            stack.append(tuple(items))
+        elif name.startswith("SETITEM"):
+            target: Any = stack[-1]
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                fits = type(target) is dict and type(key) in (str, int)
+                if not fits or key in target:
+                    raise CheckpointError("has a dict with a key twice, or of no text.")
+                target[key] = value
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            words = argument.split(" ") if name == "GLOBAL" else cut(-2)
-            path = ".".join(words).replace("numpy.core.", "numpy._core.")
+            path = ".".join(items or argument.split(" "))
+            path = path.replace("numpy.core.", "numpy._core.")
             if path not in _GLOBALS:
                 raise ForeignError(
                     f"asks for {path}. Only arrays of NumPy and JAX and plain "
@@ -148,28 +139,29 @@ def _unpickled(file: BinaryIO) -> Any:
                 )
             stack.append(_GLOBALS[path])
         elif name == "REDUCE":
-            stack.append(_Call(*cut(-2)))
-        elif name == "BUILD" and type(stack[-2]) is _Call:
-            (stack[-1].state,) = cut(-1)
-        elif name not in _IGNORED:
+            stack.append(_Call(*items))
+        elif name == "BUILD" and type(stack[-1]) is _Call:
+            stack[-1].state = items[0]
+        elif name not in ("PROTO", "FRAME", "APPEND", "APPENDS"):  # a list has no array
             raise ForeignError(f"has {name}, which no pickle of arrays needs.")
     return stack.pop()
 
 
 def _array(file: BinaryIO, item: Any) -> Entry:
     """What a pickle says of an array; or that it is none."""
+    order = "C"
     match item:
         case _Call("jax", (_, _, (_, shape, dtype, fortran, data), _)):
-            order = "F" if fortran else "C"
+            order = "CF"[bool(fortran)]
         case _Call("reconstruct", _, (_, shape, dtype, fortran, data)):
-            order = "F" if fortran else "C"
+            order = "CF"[bool(fortran)]
         case _Call("buffer", (data, dtype, shape, order)):
             pass
         case _Call("scalar", (dtype, data)):
-            shape, order = (), "C"
+            shape = ()
         case _:
-            return Entry(OTHER, (), bytes)
-    known = OTHER
+            return Entry(_entry.OTHER, (), bytes)
+    known = _entry.OTHER
     match dtype:
         case _Call("dtype", ("bfloat16", _, _)):
             known = np.dtype(jnp.bfloat16)
@@ -180,7 +172,7 @@ def _array(file: BinaryIO, item: Any) -> Entry:
         raise CheckpointError("has an array without a shape.")
     if type(data) is not _Bytes:
         raise CheckpointError("has an array without data.")
-    return Entry(known, shape, partial(exactly, file, *data), order)
+    return Entry(known, shape, partial(_entry.exactly, file, *data), order)
 
 
 @contextmanager

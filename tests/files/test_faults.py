@@ -82,20 +82,14 @@ def test_lengths_in_heaps_of_texts(tmp_path):
 # Ours or not
 
 
-def saved_and_older(tmp_path, extension):
-    """A file of today, and one of version 1, with optimizers that load them."""
-    path = tmp_path / f"run{extension}"
-    train(make(), 0, 2).save_states(path)
-    older = DATA / f"v1-float32{extension}"
-    yield path.read_bytes(), make
-    yield older.read_bytes(), lambda: make(shapes={"w": (2, 3), "ρ": ()}, rho=0.9)
-
-
 @pytest.mark.parametrize("extension", ONE_EACH)
 @pytest.mark.parametrize("bit", [5, 0, 7, None])
 def test_no_damage_to_all_marks_makes_a_file_anothers(extension, bit, tmp_path):
     rng = random.Random(0)
-    for data, of in saved_and_older(tmp_path, extension):
+    path = tmp_path / f"run{extension}"
+    optimizer = one(name="A0")
+    optimizer.save_states(path)
+    for data in (path.read_bytes(), (DATA / f"v1-one{extension}").read_bytes()):
         marks = [m.start() for m in re.finditer(b"adadelta_tx:", data)]
         for i in range(20 if bit is None else 1):
             damaged = bytearray(data)
@@ -105,7 +99,6 @@ def test_no_damage_to_all_marks_makes_a_file_anothers(extension, bit, tmp_path):
             damaged[rng.randrange(len(data)) if i else len(data) // 2] ^= 1
             path = tmp_path / f"damaged{extension}"
             path.write_bytes(damaged)
-            optimizer = of()
             with refused(optimizer, path):
                 optimizer.load_states(path)
 
@@ -322,7 +315,7 @@ def test_headers_that_took_much(version, tmp_path):
     for path, text in zip(paths, texts, strict=True):
         with_header(path, text.encode())
     lines = outcomes(paths)
-    assert all("too long" in line for line in lines[:2]), lines
+    assert all("not as long as" in line for line in lines[:2]), lines
 
 
 def test_headers_of_arrays_that_took_much(tmp_path):
@@ -358,7 +351,7 @@ def test_second_names_that_took_much(dtype, tmp_path):
 
 def test_floods_of_a_pickle(tmp_path):
     """Memory of the order of the file's size, not of that of what it makes."""
-    size = 20_000_000
+    size = 6_000_000
     floods = {
         "dicts": b"}" * size,
         "lists": b"]" * size,
@@ -371,7 +364,7 @@ def test_floods_of_a_pickle(tmp_path):
     paths = [tmp_path / f"{name}.pkl" for name in floods]
     for path, flood in zip(paths, floods.values(), strict=True):
         path.write_bytes(b"\x80\5" + flood + b".")
-    lines = outcomes(paths, more=2**28)
+    lines = outcomes(paths, seconds=100)
     assert "loaded" not in lines
 
 
@@ -499,6 +492,8 @@ def test_one_class_of_error_with_the_name_of_the_file(extension, tmp_path):
     with pytest.raises(CheckpointError, match=re.escape(str(path))):
         jax.jit(load_with)(jnp.ones(4))
     optimizer.implicit_vars["w_cache"]._value = old
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        jax.jit(lambda: optimizer.load_states(path))()
 
 
 def test_a_rate_that_is_traced(tmp_path):
