@@ -53,7 +53,8 @@ def entries(file: BinaryIO) -> Iterator[list[tuple[str, Look]]]:
         if kind >> 16:  # a small one: type, length and data in 8 bytes
             parts = kind & 0xFFFF, start + 4, kind >> 16, start + 8
         else:
-            parts = kind, start + 8, length, start + 8 + length + -length % 8
+            padding = 0 if kind == _COMPRESSED else -length % 8
+            parts = kind, start + 8, length, start + 8 + length + padding
         if parts[1] + parts[2] > min(end, parts[3]):
             raise CheckpointError("has an element that is longer than its place.")
         return parts
