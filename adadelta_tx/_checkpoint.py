@@ -63,7 +63,7 @@ def load_states(
                 after = tree_map_with_path(
                     lambda path, _, key=key: new[key + keystr(path)], before
                 )
-                steps.append((partial(_assign, variable), after, before))
+                steps.append((lambda x, v=variable: assign([v], [x]), after, before))
         had = {"lr": rate(optimizer.lr), **optimizer.numbers()}
         numbers = {} if file.numbers is None else _checked(file.numbers)
         if numbers and _kind(file.schedule) != _kind(optimizer.lr.name):
@@ -72,12 +72,17 @@ def load_states(
             warnings.append(kept)
         for key, value in numbers.items():
             if value != had[key]:
-                steps.append((partial(_set_number, optimizer, key), value, had[key]))
+                put = partial(setattr, optimizer, key)
+                put = partial(restore_rate, optimizer.lr) if key == "lr" else put
+                steps.append((put, value, had[key]))
                 warnings.append(f"{key} is {value}, as in the file, not {had[key]}")
         _take(steps)
     for line in warnings:
         _log.warning("%s", printable(f"{filename}: {line}"))
-    lines = [f"loads {_told(old[x])} from {place}" for x, place in places.items()]
+    lines = [
+        f"loads {old[leaf].dtype.name} of shape {old[leaf].shape} from {place}"
+        for leaf, place in places.items()
+    ]
     lines += [f"loads {key} = {value}" for key, value in numbers.items()]
     lines += [f"leaves {x}" for x in file.variables if x not in places.values()]
     for line in lines if verbose else ():
@@ -177,10 +182,6 @@ def _some(names: Collection[str]) -> str:
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
-def _told(array: Any) -> str:
-    return f"{array.dtype.name} of shape {array.shape}"
-
-
 def _arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The values of variables, or of arrays, by name: one for each leaf of a tree."""
     leaves = _leaves(variables)
@@ -254,14 +255,3 @@ def _take(steps: list[tuple[Callable[[Any], None], Any, Any]]) -> None:
             with contextlib.suppress(Exception):
                 put(old)
         raise
-
-
-def _assign(variable: Any, value: Any) -> None:
-    assign([variable], [value])
-
-
-def _set_number(optimizer: Any, key: str, value: Any) -> None:
-    if key == "lr":
-        restore_rate(optimizer.lr, value)
-    else:
-        setattr(optimizer, key, value)

@@ -11,6 +11,7 @@ import math
 import operator
 import os
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
@@ -20,7 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from adadelta_tx._files import _entry
-from adadelta_tx._files._entry import CheckpointError, Entry, Look, collected, exactly
+from adadelta_tx._files._entry import (
+    CheckpointError,
+    Entries,
+    Entry,
+    exactly,
+    looked_at,
+)
 
 _HEADER, _DIGEST = "adadelta_tx:header", "adadelta_tx:digest"
 # Version 1 ended with the SHA-256 of all before it, in a matrix of MATLAB's format 5:
@@ -33,7 +40,6 @@ _ALIASES, _TARGETS = "duplicate_keys", "duplicate_targets"  # lists of BrainPy 2
 _TEXT_LIMIT = 2**24  # bytes of a header or of a list
 _NAMES_LIMIT = 10_000  # names in a list
 _DAMAGED = "is damaged: it is not what was written."
-_missing = _entry.refuse(_DAMAGED)
 
 Shapes = Callable[[tuple[int, ...]], list[tuple[int, ...]]]
 
@@ -41,7 +47,7 @@ Shapes = Callable[[tuple[int, ...]], list[tuple[int, ...]]]
 class Description(NamedTuple):
     """What a file says of itself; ``None`` is what it does not say."""
 
-    variables: Mapping[str, Look]
+    variables: Entries
     shapes: Shapes
     owner: str | None = None
     schedule: str | None = None
@@ -53,14 +59,14 @@ class Description(NamedTuple):
         Raises:
           CheckpointError: If it cannot, or is not what was written.
         """
-        entry, here = self.variables[name](), Entry(like.dtype, like.shape, bytes)
-        ours = self.owner is not None
+        entry, ours = looked_at(self.variables, name), self.owner is not None
         fits = entry.dtype == like.dtype if ours else _widens(entry.dtype, like.dtype)
         shapes = [like.shape] if ours else self.shapes(like.shape)
         if not fits or entry.shape not in shapes:
             codes = like.dtype == np.uint16 and not ours
             raise CheckpointError(
-                f"{name} is {entry} in the file, and {here} here."
+                f"{name} is {entry} in the file, and {like.dtype.name} of shape "
+                f"{like.shape} here."
                 f"{' It does not say the epsilon that codes belong to.' * codes}"
             )
         array = entry.read().reshape(like.shape)
@@ -89,9 +95,7 @@ def entries_of(
     return entries | {_DIGEST: np.frombuffer(hashlib.sha256(text).digest(), np.uint8)}
 
 
-def described(
-    file: BinaryIO, entries: Mapping[str, Look], shapes: Shapes
-) -> Description:
+def described(file: BinaryIO, entries: Entries, shapes: Shapes) -> Description:
     """What an open file says of itself.
 
     Raises:
@@ -104,7 +108,7 @@ def described(
         if any(_alike(*pair) for pair in (*marks, (end, _SEAL))):
             raise CheckpointError(_DAMAGED)
         return Description(_brainpys(entries), shapes)
-    text = entries[_HEADER]().read(min(size, _TEXT_LIMIT)).tobytes()
+    text = looked_at(entries, _HEADER).read(min(size, _TEXT_LIMIT)).tobytes()
     # A list of nothing takes 60 bytes of memory, and 3 of text.
     if text.count(b"[") + text.count(b"{") > 64 * len(entries):
         raise CheckpointError("has a header of more variables than there are.")
@@ -114,7 +118,7 @@ def described(
         intact = end == _SEAL and _digest_before(file, size - 32)
         numbers["lr"] = None if math.isnan(numbers["lr"]) else numbers["lr"]
     elif version == 2:
-        digest = entries.get(_DIGEST, _missing)().read(32).tobytes()
+        digest = looked_at(entries, _DIGEST).read(32).tobytes()
         intact = digest == hashlib.sha256(text).digest()
     else:
         raise CheckpointError(
@@ -123,17 +127,18 @@ def described(
     if not intact:
         raise CheckpointError(_DAMAGED)
     variables = {
-        key: partial(_ours, entries.get(_entry_name(key), _missing), key, shapes, *told)
+        key: partial(_ours, entries, key, shapes, *told)
         for key, told in header["variables"].items()
     }
     return Description(variables, shapes, header["name"], header["schedule"], numbers)
 
 
 def _ours(
-    look: Look, key: str, shapes: Shapes, name: str, axes: list[int], digest: str = ""
+    entries: Entries, key: str, shapes: Shapes, name: str, axes: Any, digest: str = ""
 ) -> Entry:
     """An entry as the array that it was, which is checked when it is read."""
-    stored, dtype, shape = look(), jnp.dtype(str(name)[:30]), tuple(axes)
+    stored = looked_at(entries, _entry_name(key))
+    dtype, shape = jnp.dtype(str(name)[:30]), tuple(axes)
     if stored.dtype != _plain(dtype) or stored.shape not in shapes(shape):
         raise CheckpointError(f"{_DAMAGED} {key} is {stored}.")
 
@@ -153,27 +158,28 @@ def _digest_before(file: BinaryIO, end: int) -> bool:
     return digest.digest() == exactly(file, end, 32)
 
 
-def _brainpys(entries: Mapping[str, Look]) -> dict[str, Look]:
+def _brainpys(entries: Entries) -> Entries:
     """The variables of a file of BrainPy's.
 
     In .npz and .mat, 2.0 and 2.1 wrote "--" for a dot. 2.2 and 2.3 wrote a variable
     that has two names once, and lists of other names and of what they stand for.
     """
-    dotted = ((x if "." in x else x.replace("--", "."), y) for x, y in entries.items())
-    variables = collected(dotted)
-    if _ALIASES in variables and _TARGETS in variables:
-        lists = [_names(variables.pop(name)()) for name in (_ALIASES, _TARGETS)]
-        names = zip(*lists, strict=True)
-        more = [(alias, variables[target]) for alias, target in names]
-        variables = collected([*variables.items(), *more])
-    return variables
+    found = [(x if "." in x else x.replace("--", "."), y) for x, y in entries.items()]
+    if _ALIASES in entries and _TARGETS in entries:
+        lists = [_names(looked_at(entries, name)) for name in (_ALIASES, _TARGETS)]
+        found = [(name, y) for name, y in found if name not in (_ALIASES, _TARGETS)]
+        found += [(alias, entries[x]) for alias, x in zip(*lists, strict=True)]
+    return _entry.collected(found)
 
 
 def _names(entry: Entry) -> list[str]:
     if entry.dtype.kind not in "SU" or math.prod(entry.shape) > _NAMES_LIMIT:
         raise CheckpointError(f"has a list of second names that is {entry}.")
-    names = entry.read(_TEXT_LIMIT).ravel().astype(str).tolist()
-    names = names if entry.shape else names[0].split("+", _NAMES_LIMIT)
+    array = entry.read(_TEXT_LIMIT).ravel()
+    array = np.char.decode(array, "utf-8") if entry.dtype.kind == "S" else array
+    if (array.astype(str).view(np.uint32) > sys.maxunicode).any():
+        raise CheckpointError("has a text of what are no letters.")
+    names = array.tolist() if entry.shape else array[0].split("+", _NAMES_LIMIT)
     return [name.strip() for name in names]
 
 

@@ -1,10 +1,9 @@
 """What every format tells of a file: entries by name, each looked at when asked for."""
 
-import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -32,18 +31,13 @@ class ForeignError(CheckpointError):
     """Data that may be fine, but is not of the few kinds that are read."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """What a file says of an array, and how to get its bytes."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
     data: Callable[[], bytes]
     order: Any = "C"
-
-    def __post_init__(self) -> None:
-        if len(self.shape) > 64 or not all(0 <= n < 2**63 for n in self.shape):
-            raise CheckpointError("has an array of an impossible shape.")
 
     def __str__(self) -> str:
         return f"{self.dtype.name} of shape {self.shape}"
@@ -57,24 +51,23 @@ class Entry:
 
 
 Look = Callable[[], Entry]
+Entries = Mapping[str, Look | None]  # None for one of two that have one name
 
 
-def refuse(why: str) -> Look:
-    """For an entry that nobody can read."""
-
-    def look() -> Entry:
-        raise CheckpointError(why)
-
-    return look
-
-
-def collected(found: Iterable[tuple[str, Look]]) -> dict[str, Look]:
-    """Entries by name. Looking at one of two that have one name raises."""
-    entries: dict[str, Look] = {}
+def collected(found: Iterable[tuple[str, Look | None]]) -> Entries:
+    """Entries by name."""
+    entries: dict[str, Look | None] = {}
     for name, look in found:
-        twice = refuse(f"has two entries called {name!r}.")
-        entries[name] = twice if name in entries else look
+        entries[name] = None if name in entries else look
     return entries
+
+
+def looked_at(entries: Entries, name: str) -> Entry:
+    """The entry of a name."""
+    if (look := entries.get(name)) is None:
+        number = "two entries" if name in entries else "no entry"
+        raise CheckpointError(f"has {number} called {name!r}.")
+    return look()
 
 
 def exactly(file: BinaryIO, place: int, length: int) -> bytes:

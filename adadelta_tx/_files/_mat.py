@@ -18,7 +18,10 @@ from adadelta_tx._files._entry import (
     exactly,
 )
 
-CONVERT = "scipy.io.savemat('new.mat', scipy.io.loadmat(old))"
+CONVERT = (
+    "scipy.io.savemat('new.mat', {k: x for k, x in scipy.io.loadmat(old).items() "
+    "if k[:2] != '__'})"
+)
 # The class of a matrix, and the type that its data has then.
 _DTYPES = {
     **{(6, 9): "f8", (7, 7): "f4", (8, 1): "i1", (9, 2): "u1", (10, 3): "i2"},

@@ -579,7 +579,7 @@ def test_pickled_arrays_of_odd_descriptions(kind, tmp_path):
     path = tmp_path / "run.pkl"
     path.write_bytes(b"\x80\x05}" + b"".join(n + array + b"s" for n in names) + b".")
     optimizer = one()
-    with refused(optimizer, path, "impossible shape" if kind == "axes" else ""):
+    with refused(optimizer, path, "A0.w_cache is" if kind == "axes" else ""):
         optimizer.load_states(path)
 
 

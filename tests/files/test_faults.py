@@ -349,6 +349,29 @@ def test_second_names_that_took_much(dtype, tmp_path):
     assert "a list of second names that is" in line
 
 
+@pytest.mark.parametrize("extension", [".npz", ".pkl"])
+def test_second_names_that_are_no_text(extension, tmp_path):
+    """Letters beyond Unicode make strings that end in a SystemError when looked at."""
+    path = tmp_path / f"run{extension}"
+    names = np.full(8, 2**32 - 1, np.uint32).view("U8")
+    arrays = {**ARRAYS, "duplicate_keys": names, "duplicate_targets": names}
+    if extension == ".npz":
+        np.savez(path, **arrays)
+    else:
+        path.write_bytes(pickle.dumps(arrays))
+    optimizer = one(name="A0")
+    with refused(optimizer, path, "no letters"):
+        optimizer.load_states(path)
+
+
+def test_second_names_of_other_letters(tmp_path):
+    path = tmp_path / "run.h5"
+    with h5py.File(path, "w") as file:
+        file["A0.ρ_cache"] = file["x"] = ZEROS
+        file["duplicate_keys"], file["duplicate_targets"] = "A0.ρ_delta", "x"
+    train(make(shapes={"ρ": (4,)}, name="A0"), 0, 1).load_states(path)
+
+
 def test_floods_of_a_pickle(tmp_path):
     """Memory of the order of the file's size, not of that of what it makes."""
     size = 6_000_000

@@ -1,4 +1,4 @@
-"""Which variable of a file is which of an optimizer's: without a file or an optimizer."""
+"""Which variable of a file is which of an optimizer's: no file, no optimizer."""
 
 import string
 
