@@ -47,13 +47,17 @@ def load_states(
 ) -> None:
     """Reads a file: see :meth:`adadelta_tx.Adadelta.load_states`."""
     more = {} if variables is None else variables
-    others = _leaves(more)
+    _leaves(more)  # or a TypeError
     for key, variable in more.items():
         if not hasattr(variable, "value"):
             raise TypeError(f"variables[{key!r}] must be a variable, got {variable!r}.")
     with _files.reading(filename) as file:
-        known = {**more, **optimizer.vars()}
-        old = _leaves(known)
+        own = optimizer.vars()
+        known = {**more, **own}
+        old, others = (
+            _leaves(known),
+            _leaves({k: known[k] for k in known if k not in own}),
+        )
         places, warnings = match(file, optimizer.name, optimizer.lr.name, old, others)
         new = {leaf: _new(file, place, old[leaf]) for leaf, place in places.items()}
         steps: list[tuple[Callable[[Any], None], Any, Any]] = []
@@ -79,14 +83,15 @@ def load_states(
         _take(steps)
     for line in warnings:
         _log.warning("%s", printable(f"{filename}: {line}"))
-    lines = [
-        f"loads {old[leaf].dtype.name} of shape {old[leaf].shape} from {place}"
-        for leaf, place in places.items()
-    ]
-    lines += [f"loads {key} = {value}" for key, value in numbers.items()]
-    lines += [f"leaves {x}" for x in file.variables if x not in places.values()]
-    for line in lines if verbose else ():
-        _log.info("%s", printable(f"{filename}: {line}"))
+    if verbose:
+        used = {place: old[leaf] for leaf, place in places.items()}
+        lines = [
+            f"loads {x.dtype} of shape {x.shape} from {y}" for y, x in used.items()
+        ]
+        lines += [f"loads {key} = {value}" for key, value in numbers.items()]
+        lines += [f"leaves {name}" for name in file.variables if name not in used]
+        for line in lines:
+            _log.info("%s", printable(f"{filename}: {line}"))
 
 
 def match(
@@ -105,17 +110,19 @@ def match(
       CheckpointError: If the file is of another optimizer, or of other variables.
     """
     names, warnings = file.variables, []
-    own, counters = ([_key(x) for x in leaves if _of(x) == y] for y in (name, schedule))
+    own, counters = (
+        {_key(x): x for x in leaves if _of(x) == y} for y in (name, schedule)
+    )
     owner = _owner(file, name, own)
     _check_complete(name, own, owner, names)
     places = {leaf: leaf for leaf in others}
-    places |= {f"{name}.{key}": f"{owner}.{key}" for key in own}
-    for key in counters:
+    places |= {leaf: f"{owner}.{key}" for key, leaf in own.items()}
+    for key, leaf in counters.items():
         its = [x for x in names if _key(x) == key and file.schedule in (None, _of(x))]
         if len(its) == 1:
-            places[f"{schedule}.{key}"] = its[0]
+            places[leaf] = its[0]
         elif key != "lr":  # whose value is among the numbers
-            warnings.append(f"{schedule}.{key} stays; the file has {_some(its)}.")
+            warnings.append(f"{leaf} stays; the file has {_some(its)}.")
     if missing := [place for place in places.values() if place not in names]:
         raise CheckpointError(f"it lacks these variables: {_some(missing)}.")
     owners = {_of(place) for place in places.values()}
@@ -149,7 +156,7 @@ def _check_complete(
     name: str, own: Collection[str], owner: str, names: Collection[str]
 ) -> None:
     """Checks that a file has an optimizer's own variables, and no more accumulators."""
-    theirs = [_key(x) for x in names if _of(x) == owner]
+    theirs = {_key(x): x for x in names if _of(x) == owner}
     missing = [key for key in own if key not in theirs]
     kinds = ("_cache", "_delta", "_codes")
     more = [x for x in theirs if x not in own and x.partition("[")[0].endswith(kinds)]

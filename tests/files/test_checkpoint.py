@@ -32,6 +32,7 @@ import adadelta_tx
 from adadelta_tx import Adadelta, CheckpointError, TrainVar, Variable
 from benchmarks import faults
 from tests.files.helpers import (
+    DATA,
     ONE_EACH,
     SHAPES,
     bits,
@@ -189,6 +190,11 @@ def test_missing_package(tmp_path, monkeypatch):
     optimizer.load_states(mat)
     assert (h5.read_bytes(), mat.read_bytes()) == before
     assert sorted(tmp_path.iterdir()) == [h5, mat]
+
+
+def test_name_of_the_error():
+    assert repr(CheckpointError) == "<class 'adadelta_tx.CheckpointError'>"
+    assert pickle.loads(pickle.dumps(CheckpointError("x"))).args == ("x",)
 
 
 def test_bad_variables(tmp_path):
@@ -803,6 +809,58 @@ def test_with_the_variables_of_a_network(extension, tmp_path, caplog):
     loaded.load_states(path, network.vars())
     np.testing.assert_array_equal(network.W.value, old)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("extension", ONE_EACH)
+def test_loads_what_it_is_given(extension, tmp_path):
+    """The same dict that was saved, or the network's variables alone."""
+    path = tmp_path / f"run{extension}"
+
+    def both():
+        bm.clear_name_cache()
+        network = bp.dnn.Dense(3, 2, mode=bm.training_mode)
+        return network, Adadelta(network.train_vars().unique())
+
+    network, optimizer = both()
+    train(optimizer, 0, 3).save_states(path, {**network.vars(), **optimizer.vars()})
+    for own in (False, True):
+        copy, loaded = both()
+        variables = {**copy.vars(), **(loaded.vars() if own else {})}
+        loaded.load_states(path, variables)
+        np.testing.assert_array_equal(copy.W.value, network.W.value)
+        copy_variables(optimizer, loaded)
+        assert bits(loaded) == bits(optimizer)
+    wrong = {"Dense0.W": bm.Variable(jnp.ones((3, 3)))}
+    with refused(loaded, path, "Dense0.W is float32 of shape (3, 2) in the file"):
+        loaded.load_states(path, wrong)
+    with refused(loaded, path, "lacks these variables: Dense7.W"):
+        loaded.load_states(path, {"Dense7.W": network.W})
+    for variables in ({"epochs": 5}, [network.W], {3: network.W}):
+        with pytest.raises(TypeError, match="variables"):
+            loaded.load_states(path, variables)
+
+
+@pytest.mark.parametrize("extension", [*ONE_EACH, "compressed.npz"])
+@pytest.mark.parametrize("case", DTYPES)
+def test_files_of_version_1(extension, case):
+    """Their arrays as the libraries of the formats read them, and their numbers."""
+    if extension == "compressed.npz":
+        path, case = DATA / "v1-compressed.npz", "float32"
+    else:
+        path = DATA / f"v1-{case}{extension}"
+    with jax.enable_x64(case == "float64"):
+        shapes = {"w": (2, 3), "ρ": ()}
+        loaded = make(**{**DTYPES[case], "weight_decay": None}, shapes=shapes)
+        loaded.load_states(path)
+        arrays = read(path)
+        for key, variable in loaded.vars().items():
+            array = arrays[key.replace("ρ", "%CF%81")]
+            array = np.asarray(array, order="C").reshape(variable.shape)
+            np.testing.assert_array_equal(array.view(variable.dtype), variable.value)
+        assert loaded.rho == 0.9
+        assert loaded.weight_decay == (0.01 if case == "schedule" else 0.0)
+        assert loaded.lr.last_call.value == 2
+        assert loaded.lr(0) == 1.0
 
 
 @pytest.mark.parametrize("extension", ONE_EACH)
