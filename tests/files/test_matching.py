@@ -3,13 +3,15 @@
 import string
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from adadelta_tx import CheckpointError
 from adadelta_tx._checkpoint import match
 from adadelta_tx._files import Description
 
+settings.register_profile("suite", deadline=None, derandomize=True, print_blob=False)
+settings.load_profile("suite")
 NAMES = st.text(string.ascii_letters, min_size=1, max_size=4)
 PATHS = st.lists(NAMES, min_size=1, max_size=2).map(".".join)
 KINDS = st.sampled_from([("_cache", "_delta"), ("_codes",)])
