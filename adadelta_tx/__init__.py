@@ -2,7 +2,7 @@
 
 from adadelta_tx._accumulators import CodedState
 from adadelta_tx._diagnostics import effective_learning_rate
-from adadelta_tx._formats import CheckpointError
+from adadelta_tx._files import CheckpointError
 from adadelta_tx._names import clear_name_cache
 from adadelta_tx._optimizer import Adadelta
 from adadelta_tx._transform import adadelta, scale_by_adadelta

@@ -253,6 +253,7 @@ class Adadelta(Node):
         Raises:
           CheckpointError: If there is no such format, or it lacks a package.
           OSError: If the system does not write the file.
+          ValueError: If two names are written alike.
         """
         save_states(self, filename, variables, compressed=compressed)
 
@@ -269,11 +270,13 @@ class Adadelta(Node):
 
         Args:
           filename: A path; its extension says the format.
-          variables: A dict of all variables to load. ``None`` is :meth:`vars`.
+          variables: A dict of more variables to load, by their names in the file.
           verbose: Whether to log what is loaded, at level INFO.
 
         Raises:
           CheckpointError: If it is damaged or of other variables. Nothing has changed.
+          OSError: If it cannot be opened: a missing one is a FileNotFoundError.
+          TypeError: If ``variables`` is not a dict of variables.
         """
         load_states(self, filename, variables, verbose)
 

@@ -128,7 +128,6 @@ def test_faults_benchmark(tmp_path, capsys):
     faults.main([*few, "--out", str(tmp_path)])
     results = json.loads((tmp_path / "faults.json").read_text())["results"]
     assert list(results) == faults.FORMATS
-    assert (tmp_path / "faults.png").stat().st_size > 10_000
     assert faults.summary(results) in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import processes
+from tests.files import processes
 
 TIMEOUT = 100  # seconds a run may take
 
@@ -22,14 +22,20 @@ def run(folder, shape="4,2", dies_after="never"):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     environment.pop("XLA_FLAGS", None)
     deadline = time.monotonic() + TIMEOUT
     with contextlib.ExitStack() as stack:
         workers = []
         for number in range(processes.PROCESSES):
             log = stack.enter_context((folder.parent / f"{port}-{number}").open("w+"))
-            command = [sys.executable, "-m", "tests.processes", str(port), str(number)]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.files.processes",
+                str(port),
+                str(number),
+            ]
             worker = subprocess.Popen(
                 [*command, shape, str(folder), dies_after],
                 env=environment,

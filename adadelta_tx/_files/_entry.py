@@ -1,0 +1,89 @@
+"""What every format tells of a file: entries by name, each looked at when asked for."""
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+OTHER = np.dtype("V")  # stands for whatever is not read
+
+
+class CheckpointError(Exception):
+    """A file cannot hold, or does not hold, the state of an optimizer.
+
+    Nothing has changed then: no file and no variable.
+
+    Examples:
+      >>> import adadelta_tx
+      >>> try:
+      ...     adadelta_tx.Adadelta().load_states("run.txt")
+      ... except adadelta_tx.CheckpointError as error:
+      ...     print(error)  # doctest: +ELLIPSIS
+      run.txt: no format has the extension '.txt'. There are .npz, .h5, .hdf5, ...
+    """
+
+    __module__ = "adadelta_tx"
+
+
+class ForeignError(CheckpointError):
+    """Data that may be fine, but is not of the few kinds that are read."""
+
+
+class Entry(NamedTuple):
+    """What a file says of an array, and how to get its bytes."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    data: Callable[[], bytes]
+    order: Any = "C"
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name} of shape {self.shape}"
+
+    def read(self, most: float = math.inf) -> np.ndarray:
+        """The array, unless it has more bytes than ``most``."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if size > most or len(data := self.data()) != size:
+            raise CheckpointError("has an array that is not as long as it should be.")
+        return np.ndarray(self.shape, self.dtype, data, order=self.order)
+
+
+Look = Callable[[], Entry]
+Entries = Mapping[str, Look | None]  # None for one of two that have one name
+
+
+def collected(found: Iterable[tuple[str, Look | None]]) -> Entries:
+    """Entries by name."""
+    entries: dict[str, Look | None] = {}
+    for name, look in found:
+        entries[name] = None if name in entries else look
+    return entries
+
+
+def looked_at(entries: Entries, name: str) -> Entry:
+    """The entry of a name."""
+    if (look := entries.get(name)) is None:
+        number = "two entries" if name in entries else "no entry"
+        raise CheckpointError(f"has {number} called {name!r}.")
+    return look()
+
+
+def exactly(file: BinaryIO, place: int, length: int) -> bytes:
+    """The bytes at a place of a file, which may have become shorter."""
+    file.seek(place)
+    if len(data := file.read(length)) != length:
+        raise CheckpointError("ends too early.")
+    return data
+
+
+def package(name: str, extra: str) -> Any:
+    """A library that a format needs."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise CheckpointError(
+            f"this format needs {name}: pip install 'adadelta_tx[{extra}]'. "
+            ".npz, .pkl and .pickle need nothing more."
+        ) from error
