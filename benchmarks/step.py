@@ -17,7 +17,7 @@ import functools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -139,6 +139,14 @@ TRANSFORMATIONS = {
     LOW: adadelta_tx.adadelta(1.0, RHO, EPS, accumulator_dtype=jnp.bfloat16),
     OPTAX: optax.adadelta(1.0, RHO, EPS),
 }
+AT_RANDOM = {
+    f"{LOW}, rho 0.99": adadelta_tx.adadelta(
+        1.0, 0.99, EPS, accumulator_dtype=jnp.bfloat16
+    ),
+    "adadelta_tx, 8-bit state": adadelta_tx.adadelta(
+        1.0, RHO, EPS, accumulator_dtype=jnp.uint8
+    ),
+}
 PEERS: dict[str, Make] = {
     **{name: optax_peer(tx) for name, tx in TRANSFORMATIONS.items()},
     "Keras": keras_peer,
@@ -204,7 +212,7 @@ def measure(
 def compile_once(name: str, leaves: int) -> tuple[float, float]:
     """Seconds to trace and to compile a step of that many leaves."""
     jax.config.update("jax_enable_compilation_cache", False)
-    tx = TRANSFORMATIONS[name]
+    tx = (TRANSFORMATIONS | AT_RANDOM)[name]
     params, grads = jax.tree.map(jnp.asarray, arrays(OF_LEAVES, leaves))
     state = jax.block_until_ready(tx.init(params))
     step = jax.jit(report.step_of(tx), donate_argnums=(0, 1))
@@ -215,9 +223,11 @@ def compile_once(name: str, leaves: int) -> tuple[float, float]:
     return traced - start, time.perf_counter() - traced
 
 
-def compilation(leaves: int, rounds: int, progress: Any) -> list[dict[str, Any]]:
-    """One row for ours and one for optax."""
-    times: dict[str, list[tuple[float, float]]] = {OURS: [], OPTAX: []}
+def compilation(
+    names: Iterable[str], leaves: int, rounds: int, progress: Any
+) -> list[dict[str, Any]]:
+    """One row for each of these transformations."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     new = multiprocessing.get_context("spawn")
     for _ in range(rounds):
         for name, pairs in times.items():
@@ -369,8 +379,9 @@ def main(arguments: list[str] | None = None) -> None:
     sizes, leaves, work, compiled, compilations = (
         ((10**6,), (10,), 10**7, (10,), 1)
         if options.quick
-        else (SIZES, LEAVES, 12 * REFERENCE, (1, 500), 7)
+        else (SIZES, LEAVES, 12 * REFERENCE, (1, 200, 500), 5)
     )
+    names = [OURS, OPTAX] if options.quick else [*TRANSFORMATIONS, *AT_RANDOM]
     peers = {name: PEERS[name] for name in dict.fromkeys([OURS, *options.peers])}
     try:
         results: dict[str, Any] = {"versions": versions(peers)}
@@ -391,7 +402,7 @@ def main(arguments: list[str] | None = None) -> None:
         results["compilation"] = [
             row
             for count in compiled
-            for row in compilation(count, compilations, progress)
+            for row in compilation(names, count, compilations, progress)
         ]
     print(summary(results))
     print(", ".join(f"{name} {number}" for name, number in results["versions"].items()))

@@ -30,7 +30,7 @@ def train(optimizer, first, last):
         optimizer.update(
             {
                 key: jnp.asarray(rng.normal(size=v.shape)).astype(v.dtype)
-                for key, v in optimizer.train_vars().items()
+                for key, v in optimizer.vars_to_train.items()
             }
         )
     return optimizer
@@ -43,7 +43,7 @@ def one(**arguments):
 
 def bits(optimizer):
     """All that a checkpoint has to bring back, and the trained variables."""
-    variables = {**optimizer.vars("relative"), **optimizer.train_vars()}
+    variables = {**optimizer.vars("relative"), **optimizer.vars_to_train}
     return {
         **{
             k: (str(v.dtype), v.shape, np.asarray(v.value).tobytes())

@@ -52,8 +52,8 @@ def _fresh_names():
 
 
 def copy_variables(source, target):
-    for key, variable in target.train_vars().items():
-        variable.value = source.train_vars()[key].value
+    for key, variable in target.vars_to_train.items():
+        variable.value = source.vars_to_train[key].value
 
 
 DTYPES = {
@@ -440,7 +440,9 @@ def test_other_variables(extension, case, tmp_path):
     path = tmp_path / f"run{extension}"
     shapes, arguments, message = WRONG[case]
     train(make(), 0, 1).save_states(path)
-    optimizer = train(make(shapes=shapes, **arguments), 0, 2)
+    optimizer = make(shapes=shapes, **arguments)
+    if shapes:
+        train(optimizer, 0, 2)
     with refused(optimizer, path, message):
         optimizer.load_states(path)
 
@@ -1119,7 +1121,7 @@ def test_sharded_variables_stay_sharded(tmp_path):
         optimizer = make(shapes={"w": (8, 4)})
         for variable in (
             *optimizer.implicit_vars.values(),
-            optimizer.train_vars()["w"],
+            optimizer.vars_to_train["w"],
         ):
             variable.value = jax.device_put(variable.value, sharding)
         return optimizer

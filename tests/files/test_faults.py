@@ -253,7 +253,7 @@ class NoEpsilon(Adadelta):
 def test_a_number_that_cannot_be_set_leaves_nothing_half_loaded(tmp_path):
     path = tmp_path / "run.npz"
     train(make(rho=0.5, lr=0.5, epsilon=1e-3), 0, 2).save_states(path)
-    optimizer = NoEpsilon(dict(make().train_vars()))
+    optimizer = NoEpsilon(dict(make().vars_to_train))
     with refused(optimizer, path, "epsilon is fixed"):
         optimizer.load_states(path)
 
@@ -523,15 +523,15 @@ def test_a_rate_that_is_traced(tmp_path):
     path = tmp_path / "run.npz"
     optimizer = one()
     optimizer.save_states(path)
-    old = optimizer.lr._lr
+    old = optimizer.lr._rate
 
     def load(x):
-        optimizer.lr._lr = Variable(x)
+        optimizer.lr._rate = Variable(x)
         optimizer.load_states(path)
 
     with pytest.raises(CheckpointError, match=re.escape(str(path))):
         jax.jit(load)(1.0)
-    optimizer.lr._lr = old
+    optimizer.lr._rate = old
 
 
 @pytest.mark.parametrize("extension", ONE_EACH)
