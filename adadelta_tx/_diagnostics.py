@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath, tree_map_with_path
 
 from adadelta_tx import _accumulators as accumulators
 from adadelta_tx import _recurrence as recurrence
+from adadelta_tx import _trees as trees
 from adadelta_tx._hyperparameters import POSITIVE, number
 
 SAMPLE = 10_000
@@ -60,6 +62,8 @@ def effective_learning_rate(
       :class:`optax.MaskedNode`, and so are the percentiles of no elements.
 
     Raises:
+      TypeError: If ``eps`` is not a number, or an accumulator has a dtype that none can
+        have: so a complex state of ``optax.adadelta``.
       ValueError: If there is no Adadelta in ``state``, if two of them have the
         same parameter or trees that do not fit, or if ``eps`` or a percentile is
         out of its range.
@@ -93,14 +97,21 @@ def effective_learning_rate(
             "has a method of this name."
         )
 
-    def rate(*stored: jax.Array) -> Any:
+    def rate(path: KeyPath, names: Sequence[str], *stored: jax.Array) -> Any:
+        trees.check_stored(path, dict(zip(names, stored, strict=True)))
         if asked is None:
             return _rates(stored, epsilon)
         if 0 in stored[0].shape:
             return optax.MaskedNode()
         return _percentiles(stored, epsilon, asked)
 
-    rates = [jax.tree.map(rate, *accumulators.parts(node)[0]) for node in found]
+    rates = []
+    for node in found:
+        averages, _ = accumulators.parts(node)
+        names = node._fields[-len(averages) :]
+        rates.append(
+            tree_map_with_path(lambda path, *x, n=names: rate(path, n, *x), *averages)
+        )
     return functools.reduce(_merge, rates)
 
 

@@ -63,7 +63,8 @@ def rate(name: str, value: Any) -> Any:
     if any(jnp.ndim(x) for x in jax.tree.leaves(value) if isinstance(x, jax.Array)):
         raise TypeError(
             f"{name} must be a number or a schedule, got a {type(value).__name__} "
-            "with arrays. Parameters go to init and update, not here."
+            "with arrays. Parameters go to init and update, not here; a schedule with "
+            "a table goes into a function: lambda count: schedule(count)."
         )
 
     def schedule(count: Any) -> Any:

@@ -30,6 +30,8 @@ def seed(of: jax.Array) -> jax.Array:
     The position goes in axis by axis: so each device makes its own part, and XLA makes
     no array of positions.
     """
+    if not of.ndim:
+        return of * _MIX[0]
     for axis in reversed(range(of.ndim)):
         of ^= lax.broadcasted_iota(jnp.uint32, of.shape, axis)
         of *= _MIX[0] if axis == 0 else _GOLDEN

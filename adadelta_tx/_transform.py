@@ -37,17 +37,19 @@ def scale_by_adadelta(
         complex parameter.
 
     Returns:
-      An :class:`optax.GradientTransformation` with an
+      An :class:`optax.GradientTransformationExtraArgs` with an
       :class:`optax.ScaleByAdaDeltaState` or, with uint8, an
       :class:`adadelta_tx.CodedState`.
 
     Raises:
       TypeError: If ``rho`` or ``eps`` is not a number. In ``init`` and
-        ``update``: if a leaf is neither floating-point nor complex.
-      ValueError: If ``rho`` or ``eps`` is a number outside its range, or
-        ``accumulator_dtype`` is none of the above. A traced value is used as it
-        is. In ``update``: if the updates' tree or a leaf's shape is not that of
-        the parameters given to ``init``.
+        ``update``: if a leaf is neither floating-point nor complex. In ``update``:
+        if the state is not Adadelta's or has arrays of other dtypes, or a gradient
+        is complex and its parameter real, or the other way round.
+      ValueError: If ``rho`` or ``eps`` is a number outside its range, unless it is
+        traced, or ``accumulator_dtype`` is none of the above. In ``init``: if it is
+        float64 and JAX has none. In ``update``: if gradients, state and, where they
+        are given, parameters have other trees or shapes.
 
     Examples:
       >>> import adadelta_tx
@@ -108,7 +110,7 @@ def scale_by_adadelta(
             if g is not None:
                 trees.check_stored(path, dict(zip(names, stored, strict=True)))
         if count is not None:
-            count = jnp.asarray(count)
+            count = jnp.asarray(count, jnp.int32 if isinstance(count, int) else None)
             if count.shape or count.dtype != jnp.int32:
                 raise TypeError(
                     "The state's count must be an int32 scalar, got "
@@ -180,7 +182,8 @@ def adadelta(
         parameters are added to the gradients before the scaling.
       weight_decay_mask: A tree of booleans with the parameters' structure or a
         prefix of it, or a function from parameters to one: ``True`` where
-        weights decay. ``None`` means everywhere.
+        weights decay. ``None`` means everywhere. A mask with a decay of the number
+        0 is an error.
       accumulator_dtype: Dtype of both running averages: uint8, float16,
         bfloat16, float32 or float64. ``None`` takes the parameter's, but at
         least float32, and the real one for a complex parameter. bfloat16 is
@@ -189,7 +192,7 @@ def adadelta(
         gradients of 0 its averages below 6e-7 no longer decay. uint8 stores 8 bits
         each of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded at random: right in the
         mean, while those of one element are tens of percent off. They end at
-        RMS[Δx] = 65,000 √ε, and belong to one ``eps``: with another one they
+        RMS[Δx] = 63,000 √ε, and belong to one ``eps``: with another one they
         mean other numbers. A state that was restored keeps the dtype it has.
 
     Returns:
@@ -199,12 +202,16 @@ def adadelta(
       have the gradients' shapes and dtypes. ``update`` needs ``params``.
 
     Raises:
-      TypeError: If a hyperparameter is not a number. In ``init`` and
-        ``update``: if a leaf is neither floating-point nor complex.
-      ValueError: If a hyperparameter is a number outside its range, or
-        ``accumulator_dtype`` is none of the above. A traced value is used as it
-        is. In ``update``: if the updates' tree or a leaf's shape is not that of
-        the parameters given to ``init``.
+      TypeError: If a hyperparameter is not a number, or gives none as a schedule.
+        In ``init`` and ``update``: if a leaf is neither floating-point nor complex,
+        or a mask's is not a boolean. In ``update``: if the state is not Adadelta's or
+        has arrays of other dtypes, or a gradient is complex and its parameter real,
+        or the other way round.
+      ValueError: If a hyperparameter is outside its range, also as a schedule gives
+        it, unless it is traced; if ``accumulator_dtype`` is none of the above; if
+        there is a mask without a decay. In ``init``: if ``accumulator_dtype`` is
+        float64 and JAX has none. In ``update``: if ``params`` are missing, or
+        gradients, parameters, state and mask have other trees or shapes.
 
     Examples:
       >>> import adadelta_tx
@@ -246,10 +253,10 @@ def _scale_by_learning_rate(learning_rate: Any) -> optax.GradientTransformation:
     if not isinstance(learning_rate, jax.Array):
         return optax.scale_by_learning_rate(learning_rate)
 
-    def scaled(u: Any, _: Any) -> Any:
-        return -learning_rate.astype(u.dtype) * u
+    def scaled(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda u: -learning_rate.astype(u.dtype) * u, updates)
 
-    return optax.stateless_with_tree_map(scaled)
+    return optax.stateless(scaled)
 
 
 def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformation:
@@ -263,14 +270,14 @@ def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransfor
 
     def add(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
-        decayed = jax.tree.map(
-            lambda g, p: (
-                g if g is None else g + jnp.asarray(decay, jnp.result_type(g)) * p
-            ),
-            updates,
-            params,
-            is_leaf=trees.is_none,
-        )
+
+        def decayed_leaf(g: Any, p: Any) -> Any:
+            if g is None:
+                return None
+            dtype = jnp.result_type(g)
+            return g + jnp.asarray(decay, dtype) * jnp.asarray(p).astype(dtype)
+
+        decayed = jax.tree.map(decayed_leaf, updates, params, is_leaf=trees.is_none)
         _, state = theirs.update((), state, ())
         return decayed, state
 

@@ -19,6 +19,9 @@ def aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list[
         updates. Where an update is None, the others may have anything.
     """
     leaves, treedef = tree_flatten_with_path(updates, is_leaf=is_none)
+    for path, g in leaves:
+        if g is not None:
+            inexact_dtype(path, g, "gradient")  # or a TypeError
     columns = []
     for name, tree in others.items():
         try:
@@ -33,7 +36,6 @@ def aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list[
                 f"{_difference(updates, tree)}."
             )
         for path, g, leaf in kept:
-            inexact_dtype(path, g, "gradient")  # or a TypeError
             if jnp.shape(g) != jnp.shape(leaf):
                 raise ValueError(
                     f"The gradient{_at(path)} has shape {jnp.shape(g)}, but {name} "
@@ -48,15 +50,19 @@ def check_params(updates: Any, params: Any) -> None:
         return
     leaves, _, (column,) = aligned(updates, {"the parameters": params})
     for (path, g), p in zip(leaves, column, strict=True):
-        if g is not None and jnp.iscomplexobj(g) and not jnp.iscomplexobj(p):
+        if g is not None and jnp.iscomplexobj(g) != jnp.iscomplexobj(p):
             raise TypeError(
-                f"The gradient{_at(path)} is complex, but its parameter is "
-                f"{jnp.result_type(p)}. Take its real part."
+                f"The gradient{_at(path)} is {jnp.result_type(g)}, but its parameter "
+                f"is {jnp.result_type(p)}: both must be real, or both complex."
             )
 
 
 def check_stored(path: KeyPath, stored: dict[str, Any]) -> None:
-    """Checks that the arrays of a state have dtypes that accumulators can have."""
+    """Checks that a leaf of a state has arrays that accumulators can be."""
+    shapes = {name: jnp.shape(x) for name, x in stored.items()}
+    if len(set(shapes.values())) > 1:
+        both = " and ".join(f"{name} has {shape}" for name, shape in shapes.items())
+        raise ValueError(f"The state{_at(path)} has two shapes: {both}.")
     dtypes = {name: jnp.result_type(x) for name, x in stored.items()}
     for name, dtype in dtypes.items():
         if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -78,18 +84,18 @@ def check_stored(path: KeyPath, stored: dict[str, Any]) -> None:
 
 
 def check_mask(mask: Any, tree: Any) -> None:
-    mask = mask(tree) if callable(mask) else mask
     if mask is None:
         return
-    leaves, treedef = tree_flatten_with_path(mask)
-    for path, leaf in leaves:
-        if not _is_boolean(leaf):
-            raise TypeError(
-                f"weight_decay_mask{_at(path)} must be True or False, got {leaf!r}."
-            )
+    mask = mask(tree) if callable(mask) else mask
+    leaves, treedef = tree_flatten_with_path(mask, is_leaf=is_none)
     try:
-        treedef.flatten_up_to(tree)
-    except (TypeError, ValueError):
+        subtrees = treedef.flatten_up_to(tree)
+        for (path, leaf), subtree in zip(leaves, subtrees, strict=True):
+            if not _is_boolean(leaf) and (leaf, subtree) != (None, None):
+                raise TypeError(
+                    f"weight_decay_mask{_at(path)} must be True or False, got {leaf!r}."
+                )
+    except ValueError:
         whole = jax.tree.map(lambda x: None, mask)  # a None fits anything
         raise ValueError(
             "weight_decay_mask must be a tree of booleans like the parameters, or a "
@@ -98,8 +104,9 @@ def check_mask(mask: Any, tree: Any) -> None:
 
 
 def _is_boolean(x: Any) -> bool:
-    known = not isinstance(x, Tracer)
-    return known and jnp.ndim(x) == 0 and jnp.issubdtype(jnp.result_type(x), jnp.bool_)
+    if isinstance(x, Tracer) or not hasattr(x, "dtype"):
+        return isinstance(x, bool)
+    return x.dtype == jnp.bool_ and jnp.ndim(x) == 0
 
 
 def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
@@ -138,8 +145,10 @@ def _difference(got: Any, want: Any, path: KeyPath = ()) -> str:
 def _kind(node: Any) -> str:
     if node is None:
         return "None"
-    leaf = jax.tree_util.all_leaves([node])
-    return "an array" if leaf else f"a {type(node).__name__}"
+    if jax.tree_util.all_leaves([node]):
+        return "an array"
+    name = type(node).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
 def _children(node: Any) -> list[tuple[KeyPath, Any]]:

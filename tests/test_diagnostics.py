@@ -166,6 +166,20 @@ def test_percentiles_keep_the_tree():
     np.testing.assert_array_equal(rates["w"]["x"], 1.0)
 
 
+@pytest.mark.parametrize(
+    ("e_x", "error", "message"),
+    [
+        (jnp.zeros(3), ValueError, r"at \['w'\] has two shapes: e_g has \(2,\) and"),
+        (jnp.zeros(2, int), TypeError, r"e_x at \['w'\] is int32; it must be"),
+        (jnp.zeros(2, complex), TypeError, r"e_x at \['w'\] is complex64\. A complex"),
+    ],
+)
+def test_state_that_no_adadelta_has(e_x, error, message):
+    state = optax.ScaleByAdaDeltaState({"w": jnp.zeros(2)}, {"w": e_x})
+    with pytest.raises(error, match=message):
+        adadelta_tx.effective_learning_rate(state)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "bfloat16", None])
 def test_percentiles_are_those_of_the_rates(dtype):
     tx = adadelta_tx.adadelta(eps=1e-3, accumulator_dtype=dtype)

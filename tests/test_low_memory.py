@@ -163,13 +163,24 @@ def test_noise_differs_along_every_axis(shape):
             assert abs(np.corrcoef(*pair)[0, 1]) < 5 / x.size**0.5
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (1, 1)])
+def test_noise_differs_between_steps(shape):
+    of = jnp.full(shape, rounding.bits(jnp.float32(1.3)))
+    at = jax.vmap(rounding.noise, in_axes=(None, 0))
+    x = np.asarray(at(of, jnp.arange(20_000))).reshape(20_000, -1)[:, -1]
+    for bits in (x / 2**32, x % 2**20):
+        for lag in range(1, 30):
+            assert abs(np.corrcoef(bits[:-lag], bits[lag:])[0, 1]) < 5 / 20_000**0.5
+
+
 @pytest.mark.parametrize("chance", [0.5, 0.1, 0.02])
 def test_noise_waits_as_long_as_it_should(chance):
     """Where all stands still, what comes with a chance of p takes 1 / p steps."""
     steps, waits = round(8 / chance), []
     for value in (1.0, 1.3, 700.0):
         of = rounding.bits(jnp.full(2000, value))
-        noise = jax.vmap(lambda i, of=of: rounding.noise(of, i))(jnp.arange(steps))
+        at = jax.vmap(rounding.noise, in_axes=(None, 0))
+        noise = at(of, jnp.arange(steps))
         hit = np.asarray(noise, np.float64) / 2**32 >= 1 - chance
         waits.append(np.where(hit.any(0), hit.argmax(0) + 1, steps))
     want = sum((1 - chance) ** i for i in range(steps))

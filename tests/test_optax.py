@@ -295,9 +295,10 @@ def test_apply_if_finite_around_inject_hyperparams(dtype, accumulator_dtype):
     """As the README has it: its two branches have the same dtypes."""
     inner = INJECT(0.5, weight_decay=0.1, accumulator_dtype=accumulator_dtype)
     tx = optax.apply_if_finite(inner, max_consecutive_errors=1000)
-    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
-    broken = jax.tree.map(lambda p: p * jnp.nan, params)
-    once, state = train(tx, params, [params])
+    grads = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+    params = PARAMS if dtype != "complex64" else grads
+    broken = jax.tree.map(lambda g: g * jnp.nan, grads)
+    once, state = train(tx, params, [grads])
     twice, state = train(tx, once, [broken], state)
     chex.assert_trees_all_equal(once, twice)
     assert state.total_notfinite == 1

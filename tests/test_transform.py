@@ -282,9 +282,10 @@ def test_nothing_broadcasts(decay, shape, what):
         tx.update(grads, tx.init({"w": jnp.ones((2, 3))}), params)
 
 
-def test_parameters_without_a_gradient_can_be_anything():
+@pytest.mark.parametrize("learning_rate", [1.0, jnp.float32(1), lambda count: 1.0])
+def test_parameters_without_a_gradient_can_be_anything(learning_rate):
     """As in an Equinox module, whose functions are leaves."""
-    tx = adadelta_tx.adadelta(weight_decay=0.1)
+    tx = adadelta_tx.adadelta(learning_rate, weight_decay=0.1)
     state = tx.init({"w": jnp.ones(2), "f": None})
     updates, _ = tx.update(
         {"w": jnp.ones(2), "f": None}, state, {"w": jnp.ones(2), "f": jax.nn.relu}
@@ -295,8 +296,10 @@ def test_parameters_without_a_gradient_can_be_anything():
 def test_complex_gradient_of_a_real_parameter():
     tx = adadelta_tx.adadelta()
     state = tx.init({"w": jnp.ones(2)})
-    with pytest.raises(TypeError, match=r"\['w'\] is complex, but .* float32\. Take"):
-        tx.update({"w": jnp.ones(2, complex)}, state, {"w": jnp.ones(2)})
+    real, imaginary = {"w": jnp.ones(2)}, {"w": jnp.ones(2, complex)}
+    for g, p in ((real, imaginary), (imaginary, real)):
+        with pytest.raises(TypeError, match=r"at \['w'\] is .*: both must be real, or"):
+            tx.update(g, state, p)
 
 
 def test_weight_decay_needs_parameters():
@@ -421,12 +424,17 @@ def test_mask_without_a_decay(mask):
         ({"w": True}, ValueError, r"prefix of it, but \['b'\] is missing"),
         ({"w": True, "b": (True,)}, ValueError, r"but \['b'\] is a tuple, not an arr"),
         ({"w": 1, "b": True}, TypeError, r"\['w'\] must be True or False, got 1"),
+        ({"w": "bool", "b": True}, TypeError, r"\['w'\] must be True or False, got 'b"),
+        ({"w": None, "b": True}, TypeError, r"\['w'\] must be True or False, got None"),
+        (None, TypeError, "must be True or False, got None"),
         ({"w": jnp.ones(2, bool), "b": True}, TypeError, r"\['w'\] must be True or Fa"),
     ],
 )
 @pytest.mark.parametrize("function", [False, True])
 def test_mask_that_does_not_fit(mask, error, message, function):
     params = {"w": jnp.ones(2), "b": jnp.ones(())}
+    if mask is None and not function:
+        return
     given = (lambda _: mask) if function else mask
     tx = adadelta_tx.adadelta(weight_decay=0.1, weight_decay_mask=given)
     with pytest.raises(error, match=f"weight_decay_mask.*{message}"):
@@ -460,13 +468,16 @@ def test_strict_promotion(dtype, accumulator_dtype):
         functools.partial(inject, 0.5, 0.99, weight_decay=0.1),
     ]
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
-        params = {"w": jax.ShapeDtypeStruct((3,), dtype)}
+        grads = {"w": jax.ShapeDtypeStruct((3,), dtype)}
+        wider = jnp.complex128 if dtype.startswith("complex") else jnp.float64
+        others = {"w": jax.ShapeDtypeStruct((3,), wider)}
         for make in makers:
             tx = make(accumulator_dtype=accumulator_dtype)
-            state = jax.eval_shape(tx.init, params)
-            updates, new_state = jax.eval_shape(tx.update, params, state, params)
-            assert updates["w"].dtype == dtype
-            chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
+            for params in (grads, others):
+                state = jax.eval_shape(tx.init, grads)
+                updates, new_state = jax.eval_shape(tx.update, grads, state, params)
+                assert updates["w"].dtype == dtype
+                chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
             jax.eval_shape(adadelta_tx.effective_learning_rate, state)
 
 
