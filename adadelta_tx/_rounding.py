@@ -77,8 +77,7 @@ def round_pair(
     """
     random = noise(bits(a), count)
     high = _code(a, random >> (32 - _A_CUT), _A_CUT)
-    root = lax.rsqrt(a)
-    b = 1 + above * (_value(high, _A_CUT).astype(a.dtype) * (root * root))
+    b = 1 + above * (_value(high, _A_CUT).astype(a.dtype) * (1 / a))
     low = _code(b, random & np.uint32(2**_B_CUT - 1), _B_CUT)
     # Joined by an operation of two operands, so that XLA stores the result; it would
     # repeat all of the above where the codes are read if they came from one.
