@@ -100,8 +100,8 @@ def new_share_x(
     share: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients
 ) -> jax.Array:
     """(1 − ρ) u², given the new ``s`` and the old ``d``."""
-    # One inverse, not a quotient: GPUs need fewer instructions for it. The first product
-    # is at most 1, so the second cannot overflow.
+    # An inverse, not a quotient: GPUs need fewer instructions for it. The first
+    # product is at most 1, so the second cannot overflow.
     return share * (1 / (s + c.eps)) * (d + c.eps)
 
 
