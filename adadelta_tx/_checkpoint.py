@@ -259,6 +259,6 @@ def _take(steps: list[tuple[Callable[[Any], None], Any, Any]]) -> None:
             put(new)
     except BaseException:
         for put, _, old in steps:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):  # the first one is raised
                 put(old)
         raise

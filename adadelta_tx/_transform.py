@@ -294,6 +294,10 @@ def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransfor
             raise ValueError(
                 "update needs the parameters: tx.update(gradients, state, params)."
             )
+        if updates is None and params is not None:
+            raise ValueError(
+                "The gradients are None: tx.update(gradients, state, params)."
+            )
         trees.check_params(updates, params)
         if isinstance(weight_decay, float) and not weight_decay:
             return updates, state

@@ -38,8 +38,8 @@ def aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list[
         for path, g, leaf in kept:
             if jnp.shape(g) != jnp.shape(leaf):
                 raise ValueError(
-                    f"The gradient{_at(path)} has shape {jnp.shape(g)}, but {name} "
-                    f"has {jnp.shape(leaf)} there."
+                    f"The gradient{_at(path)} has shape {jnp.shape(g)}, but there "
+                    f"{jnp.shape(leaf)} is the shape in {name}."
                 )
         columns.append(column)
     return leaves, treedef, columns

@@ -228,7 +228,7 @@ def test_update_of_another_shape():
     tx = adadelta_tx.scale_by_adadelta()
     state = tx.init({"w": jnp.ones((2, 3))})
     with pytest.raises(
-        ValueError, match=r"at \['w'\] has shape \(3,\).*e_g has \(2, 3\)"
+        ValueError, match=r"at \['w'\] has shape \(3,\).*\(2, 3\).* in the s"
     ):
         tx.update({"w": jnp.ones(3)}, state)
     with pytest.raises(ValueError, match=r"The gradient has shape \(3,\)"):
@@ -276,9 +276,7 @@ def test_nothing_broadcasts(decay, shape, what):
     other = {"w": jnp.ones(shape)}
     tx = adadelta_tx.adadelta(weight_decay=decay)
     grads, params = (other, params) if what == "gradient" else (params, other)
-    with pytest.raises(
-        ValueError, match=r"gradient at \['w'\] has shape .* but the pa"
-    ):
+    with pytest.raises(ValueError, match=r"gradient at \['w'\] has shape .* in the pa"):
         tx.update(grads, tx.init({"w": jnp.ones((2, 3))}), params)
 
 
@@ -291,6 +289,14 @@ def test_parameters_without_a_gradient_can_be_anything(learning_rate):
         {"w": jnp.ones(2), "f": None}, state, {"w": jnp.ones(2), "f": jax.nn.relu}
     )
     assert updates["f"] is None
+
+
+def test_gradients_that_are_none_at_all():
+    """As of a loss that forgets to return them."""
+    tx = adadelta_tx.adadelta()
+    params = {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"gradients are None: tx\.update"):
+        tx.update(None, tx.init(params), params)
 
 
 def test_complex_gradient_of_a_real_parameter():
@@ -325,8 +331,8 @@ def test_leaves_of_one_shape_are_traced_once(monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        (jnp.zeros((1, 3)), ValueError, r"has shape \(3,\), but .*\(1, 3\)"),
-        (jnp.zeros(()), ValueError, r"has shape \(3,\), but .*\(\)"),
+        (jnp.zeros((1, 3)), ValueError, r"has shape \(3,\), but there \(1, 3\)"),
+        (jnp.zeros(()), ValueError, r"has shape \(3,\), but there \(\)"),
         (jnp.zeros(3, "float16"), TypeError, r"two dtypes: .*float16"),
         (jnp.zeros(3, "bfloat16"), TypeError, r"two dtypes: .*bfloat16"),
         (jnp.zeros(3, "int32"), TypeError, "is int32; it must be float16 or bf"),
