@@ -294,7 +294,7 @@ def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransfor
             raise ValueError(
                 "update needs the parameters: tx.update(gradients, state, params)."
             )
-        if updates is None and params is not None:
+        if trees.is_none(updates):
             raise ValueError(
                 "The gradients are None: tx.update(gradients, state, params)."
             )
