@@ -77,6 +77,11 @@ def parts(state: Any) -> tuple[tuple[Any, ...], Any]:
     return (state.e_g, state.e_x), None
 
 
+def names(state: State) -> tuple[str, ...]:
+    """What the trees of :func:`parts` are called in the state."""
+    return ("codes",) if isinstance(state, CodedState) else state._fields
+
+
 def suffixes(requested: DTypeLike | None) -> tuple[str, ...]:
     """How variables are called in which an optimizer object keeps a parameter's."""
     return ("_codes",) if requested == jnp.uint8 else ("_cache", "_delta")

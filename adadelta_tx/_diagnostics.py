@@ -108,7 +108,7 @@ def effective_learning_rate(
     rates = []
     for node in found:
         averages, _ = accumulators.parts(node)
-        names = node._fields[-len(averages) :]
+        names = accumulators.names(node)
         rates.append(
             tree_map_with_path(lambda path, *x, n=names: rate(path, n, *x), *averages)
         )

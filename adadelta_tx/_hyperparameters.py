@@ -37,7 +37,7 @@ def scalar(
     """Return what :func:`number` does, but a ``jax.Array`` as it is.
 
     So it stays a leaf of a closure that is turned into a pytree, as by
-    ``equinox.closure_convert``: another value compiles nothing anew.
+    ``equinox.internal.closure_to_pytree``: another value compiles nothing anew.
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if isinstance(value, jax.Array) and jnp.iscomplexobj(value):

@@ -101,7 +101,7 @@ def scale_by_adadelta(
             )
         trees.check_params(updates, params)
         averages, count = accumulators.parts(state)
-        names = state._fields[-len(averages) :]
+        names = accumulators.names(state)
         leaves, treedef, columns = trees.aligned(
             updates,
             {f"the state's {key}": x for key, x in zip(names, averages, strict=True)},
