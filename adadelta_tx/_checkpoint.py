@@ -21,17 +21,31 @@ from adadelta_tx._variables import assign, value_of
 _log = logging.getLogger("adadelta_tx")
 
 
-def save_states(
+def save_states(  # noqa: D417 (a method of optimizers)
     optimizer: Any,
     filename: StrPath,
     variables: Mapping[str, Any] | None = None,
     *,
     compressed: bool = False,
 ) -> None:
-    """Writes a file: see :meth:`adadelta_tx.Adadelta.save_states`."""
+    """Saves the state in a file, or leaves the file that was there as it is.
+
+    Args:
+      filename: A path; its extension says the format: ``.npz`` (or none), ``.h5``,
+        ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``.
+      variables: A dict of variables or arrays to save. ``None`` is :meth:`vars`.
+      compressed: Whether to make an ``.npz`` file smaller.
+
+    Raises:
+      CheckpointError: If there is no such format, or it lacks a package.
+      OSError: If the system does not write the file.
+      RuntimeError: If JAX traces the call.
+      TypeError: If ``variables`` is not a dict of variables or arrays by name.
+      ValueError: If two names are written alike.
+    """
     name, own = optimizer.name, optimizer.vars()
     arrays = _arrays(own if variables is None else variables)
-    numbers = _checked({"lr": rate(optimizer.lr), **optimizer.numbers()})
+    numbers = _checked(_numbers(optimizer))
     header = {"name": name, "schedule": optimizer.lr.name, "numbers": numbers}
     _files.write(filename, header, arrays, compressed)
     if not _leaves(own).keys() <= arrays.keys():
@@ -39,20 +53,37 @@ def save_states(
         _log.warning("%s: %s variables. It cannot be loaded.", filename, lacks)
 
 
-def load_states(
+def load_states(  # noqa: D417
     optimizer: Any,
     filename: StrPath,
     variables: Mapping[str, Any] | None = None,
     verbose: bool = False,
 ) -> None:
-    """Reads a file: see :meth:`adadelta_tx.Adadelta.load_states`."""
+    """Loads a file of :meth:`save_states`, whatever the name then, or of BrainPy.
+
+    Accumulators and counters become the file's, and so do rho, epsilon, weight decay
+    and learning rate, which BrainPy does not store; a change is logged.
+
+    Args:
+      filename: A path; its extension says the format.
+      variables: A dict of more variables to load, by their names in the file.
+      verbose: Whether to log what is loaded, at level INFO.
+
+    Raises:
+      CheckpointError: If it is damaged or of other variables. Nothing has changed.
+      OSError: If it cannot be opened: a missing one is a FileNotFoundError.
+      TypeError: If ``variables`` is not a dict of variables.
+      ValueError: If one of them has the name of another one of the optimizer's.
+    """
     more = {} if variables is None else variables
     _leaves(more)  # or a TypeError
+    own = optimizer.vars()
     for key, variable in more.items():
         if not hasattr(variable, "value"):
             raise TypeError(f"variables[{key!r}] must be a variable, got {variable!r}.")
+        if own.get(key, variable) is not variable:
+            raise ValueError(f"{key!r} is another variable of the optimizer's own.")
     with _files.reading(filename) as file:
-        own = optimizer.vars()
         known = {**more, **own}
         old, others = (
             _leaves(known),
@@ -68,7 +99,7 @@ def load_states(
                     lambda path, _, key=key: new[key + keystr(path)], before
                 )
                 steps.append((lambda x, v=variable: assign([v], [x]), after, before))
-        had = {"lr": rate(optimizer.lr), **optimizer.numbers()}
+        had = _numbers(optimizer)
         numbers = {} if file.numbers is None else _checked(file.numbers)
         if numbers and _kind(file.schedule) != _kind(optimizer.lr.name):
             numbers["lr"] = had["lr"]
@@ -79,17 +110,19 @@ def load_states(
                 put = partial(setattr, optimizer, key)
                 put = partial(restore_rate, optimizer.lr) if key == "lr" else put
                 steps.append((put, value, had[key]))
-                warnings.append(f"{key} is {value}, as in the file, not {had[key]}")
+                now, before = (
+                    "the schedule's" if x is None else x for x in (value, had[key])
+                )
+                warnings.append(f"{key} is {now}, as in the file, not {before}")
         _take(steps)
     for line in warnings:
         _log.warning("%s", printable(f"{filename}: {line}"))
     if verbose:
         used = {place: old[leaf] for leaf, place in places.items()}
-        lines = [
-            f"loads {x.dtype} of shape {x.shape} from {y}" for y, x in used.items()
-        ]
-        lines += [f"loads {key} = {value}" for key, value in numbers.items()]
-        lines += [f"leaves {name}" for name in file.variables if name not in used]
+        loaded = {place: f"{x.dtype} of shape {x.shape}" for place, x in used.items()}
+        loaded |= {key: str(value) for key, value in numbers.items()}
+        lines = [f"loads {name}: {what}" for name, what in loaded.items()]
+        lines += [f"leaves {name}" for name in file.variables if name not in loaded]
         for line in lines:
             _log.info("%s", printable(f"{filename}: {line}"))
 
@@ -144,11 +177,11 @@ def _owner(file: Description, name: str, own: Collection[str]) -> str:
     found = sorted({_of(x) for x in file.variables if _key(x) in own})
     owner = file.owner or (name if name in found else next(iter(found), name))
     if len(found) > 1 and owner != name:
-        saved = f", and was saved by {file.owner}" if file.owner else ""
-        raise CheckpointError(
-            f"it has variables of {_some(found)}{saved}. Give the optimizer the name "
-            "that its variables have there."
-        )
+        write = "Give the optimizer the name that its variables have there."
+        if file.owner:
+            write = f"It was saved by {file.owner}: load it by that one's load_states"
+            write += "(filename, variables=…), with the other's vars()."
+        raise CheckpointError(f"it has variables of {_some(found)}. {write}")
     return owner
 
 
@@ -197,8 +230,8 @@ def _arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
             raise RuntimeError(f"{name!r} cannot be saved inside a JAX transformation.")
         if not getattr(leaf, "is_fully_addressable", True):
             raise CheckpointError(
-                f"{name!r} is spread over several processes. Save the state of the "
-                "transformation adadelta_tx.adadelta() with Orbax."
+                f"{name!r} is distributed over several processes. Save the state of "
+                "the transformation adadelta_tx.adadelta() with Orbax."
             )
     arrays = {}
     for name, leaf in jax.device_get(leaves).items():
@@ -227,6 +260,11 @@ def _leaves(variables: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"Two values have the name {key!r}.")
             leaves[key] = leaf
     return leaves
+
+
+def _numbers(optimizer: Any) -> dict[str, Any]:
+    numbers = {key: getattr(optimizer, key) for key in NUMBERS}
+    return {"lr": rate(optimizer.lr), **numbers}
 
 
 def _checked(numbers: Mapping[str, Any]) -> dict[str, Any]:

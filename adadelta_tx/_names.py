@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from adadelta_tx._variables import Collector
 
-_owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _counters: dict[str, itertools.count] = {}
 lock = threading.RLock()
 
 
 class Node:
-    """An object with variables, and a name that no other living one has."""
+    """An object with variables, and a name that no other one in use has."""
 
     _elsewhere: ClassVar[dict[str, str]] = {}
     """Attributes that it does not have, and what to write instead."""
@@ -28,9 +28,9 @@ class Node:
     def name(self, name: str | None) -> None:
         with lock:
             name = self.unique_name(name)
-            for old in [old for old, owner in _owners.items() if owner is self]:
-                del _owners[old]
-            _owners[name] = self
+            for old in [old for old, owner in owners.items() if owner is self]:
+                del owners[old]
+            owners[name] = self
             self._name = name
 
     def unique_name(self, name: str | None = None, type_: str | None = None) -> str:
@@ -40,10 +40,10 @@ class Node:
             with lock:
                 numbers = _counters.setdefault(type_, itertools.count())
                 names = (f"{type_}{number}" for number in numbers)
-                return next(name for name in names if name not in _owners)
+                return next(name for name in names if name not in owners)
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"A name must be a valid identifier, got {name!r}.")
-        owner = _owners.get(name, self)
+        owner = owners.get(name, self)
         if owner is not self:
             raise ValueError(
                 f"The name {name!r} is in use by {owner!r}. Choose another one, "
@@ -99,7 +99,7 @@ def clear_name_cache() -> None:
       'Adadelta0'
     """
     with lock:
-        _owners.clear()
+        owners.clear()
         _counters.clear()
         if "brainpy.math" in sys.modules:
             sys.modules["brainpy.math"].clear_name_cache()

@@ -4,6 +4,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import chex
@@ -11,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adadelta_tx._accumulators import as_state, check_requested, parts, suffixes
-from adadelta_tx._checkpoint import StrPath, load_states, save_states
+from adadelta_tx._checkpoint import load_states, save_states
 from adadelta_tx._diagnostics import effective_learning_rate
 from adadelta_tx._hyperparameters import NUMBERS, number
 from adadelta_tx._names import Node
@@ -51,7 +52,9 @@ class Adadelta(Node):
     The accumulators are variables of the same family as those that it trains, so
     BrainPy's and brainstate's transformations track them. Under plain ``jax.jit``
     use :func:`adadelta_tx.adadelta`. ``lr``, ``epsilon``, ``rho`` and
-    ``weight_decay`` can be set later; ``opt.lr = 0.5`` reaches compiled steps too.
+    ``weight_decay`` can be set later. A step that a transformation of theirs has
+    compiled keeps what it was compiled with, except for ``opt.lr = 0.5`` where ``lr``
+    was a number or an optax schedule.
 
     Args:
       train_vars: A dict from names to the variables to train: BrainPy's, any
@@ -64,7 +67,7 @@ class Adadelta(Node):
       epsilon: :math:`\epsilon`, above 0. The third argument, as in 2022; in BrainPy
         2.8 that is ``weight_decay``.
       rho: :math:`\rho`, in [0, 1).
-      name: A valid identifier that no living optimizer has. ``None`` takes the
+      name: A valid identifier that no optimizer in use has. ``None`` takes the
         next of ``Adadelta0``, ``Adadelta1``, …
       weight_decay: :math:`\lambda`, in [0, 1]. ``None`` means 0.
       accumulator_dtype: As for :func:`adadelta_tx.adadelta`.
@@ -147,11 +150,21 @@ class Adadelta(Node):
         self.name = name
 
     def __setattr__(self, key: str, value: Any) -> None:
-        if key in self._elsewhere:
+        if key in self._elsewhere and not hasattr(type(self), key):
             raise AttributeError(f"There is no {key}. {self._elsewhere[key]}")
+        if key == "accumulator_dtype" and key in vars(self):
+            raise AttributeError(
+                f"{key} is {self.accumulator_dtype}, as the accumulators are. Make a "
+                f"new optimizer for another: Adadelta(train_vars, {key}=…)."
+            )
         if key in NUMBERS:
             value = 0.0 if key == "weight_decay" and value is None else value
             value = number(key, value, *NUMBERS[key])
+            if isinstance(value, Tracer) and isinstance(vars(self).get(key), float):
+                raise RuntimeError(
+                    f"{key} was to be set to {value} inside a JAX transformation, "
+                    "which does not track it. Set it outside."
+                )
         if key == "lr":
             if is_number(value) and isinstance(vars(self).get(key), Schedule):
                 self.lr.set_value(value)
@@ -164,7 +177,10 @@ class Adadelta(Node):
         """Adds variables to train, each with accumulators: zeros, or what it has.
 
         Args:
-          train_vars: As for the class, with its errors; then nothing is added.
+          train_vars: As for the class.
+
+        Raises:
+          TypeError, ValueError: As the class, and nothing is added.
         """
         new = trainable(train_vars, self.vars_to_train, self._variable_type)
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
@@ -205,80 +221,41 @@ class Adadelta(Node):
             :class:`adadelta_tx.Variable`, which it does not track. Of the others,
             brainstate raises its ``TraceContextError`` under plain ``jax.jit``.
         """
-        variables = [*self.vars_to_train.values(), *self._accumulators()]
-        values = [variable.value for variable in variables]
-        params = dict(zip(self.vars_to_train, values, strict=False))
-        arrays = self._checked(grads, params)
-        fixed = self.rho, self.epsilon, self.weight_decay, len(self._suffixes)
-        assign(variables, step(values, arrays, current_rate(self.lr), fixed))
+        columns = self._columns()
+        values = [[variable.value for variable in column] for column in columns]
+        arrays = self._checked(
+            grads, dict(zip(self.vars_to_train, values[0], strict=True))
+        )
+        fixed = self.rho, self.epsilon, self.weight_decay
+        new = step(values, arrays, current_rate(self.lr), fixed)
+        assign([*chain(*columns)], [*chain(*new)])
         self.lr.step_call()
 
     def effective_learning_rate(
         self, percentiles: Sequence[float] | None = None
     ) -> dict[str, Any]:
         """By variable, what :func:`adadelta_tx.effective_learning_rate` returns."""
-        keys = list(self.vars_to_train)
-        stored = [variable.value for variable in self._accumulators()]
+        stored = [[variable.value for variable in x] for x in self._columns()[1:]]
         trees = [
-            dict(zip(keys, stored[i * len(keys) :], strict=False))
-            for i in range(len(self._suffixes))
+            dict(zip(self.vars_to_train, values, strict=True)) for values in stored[:-1]
         ]
-        state = as_state(trees, *stored[len(trees) * len(keys) :] or [None])
+        state = as_state(trees, *stored[-1] or [None])
         return effective_learning_rate(state, self.epsilon, percentiles=percentiles)
 
-    def _accumulators(self) -> list[Any]:
-        keys, own = self.vars_to_train, self.implicit_vars
-        names = [f"{key}{suffix}" for suffix in self._suffixes for key in keys]
-        return [own[name] for name in (*names, "codes_count") if name in own]
+    def _columns(self) -> list[list[Any]]:
+        """The variables of a step: those to train, what is kept of them, the count."""
+        own, to_train = self.implicit_vars, self.vars_to_train
+        kept = [
+            [own[f"{key}{suffix}"] for key in to_train] for suffix in self._suffixes
+        ]
+        return [
+            [*to_train.values()],
+            *kept,
+            [own[x] for x in own if x == "codes_count"],
+        ]
 
-    def numbers(self) -> dict[str, float]:
-        """rho, epsilon and the weight decay."""
-        return {key: getattr(self, key) for key in NUMBERS}
-
-    def save_states(
-        self,
-        filename: StrPath,
-        variables: Mapping[str, Any] | None = None,
-        *,
-        compressed: bool = False,
-    ) -> None:
-        """Saves the state in a file, or leaves the file that was there as it is.
-
-        Args:
-          filename: A path; its extension says the format: ``.npz`` (or none), ``.h5``,
-            ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``.
-          variables: A dict of variables or arrays to save. ``None`` is :meth:`vars`.
-          compressed: Whether to make an ``.npz`` file smaller.
-
-        Raises:
-          CheckpointError: If there is no such format, or it lacks a package.
-          OSError: If the system does not write the file.
-          ValueError: If two names are written alike.
-        """
-        save_states(self, filename, variables, compressed=compressed)
-
-    def load_states(
-        self,
-        filename: StrPath,
-        variables: Mapping[str, Any] | None = None,
-        verbose: bool = False,
-    ) -> None:
-        """Loads a file of :meth:`save_states`, whatever the name then, or of BrainPy.
-
-        Accumulators and counters become the file's, and so do rho, epsilon, weight
-        decay and learning rate, which BrainPy does not store; a change is logged.
-
-        Args:
-          filename: A path; its extension says the format.
-          variables: A dict of more variables to load, by their names in the file.
-          verbose: Whether to log what is loaded, at level INFO.
-
-        Raises:
-          CheckpointError: If it is damaged or of other variables. Nothing has changed.
-          OSError: If it cannot be opened: a missing one is a FileNotFoundError.
-          TypeError: If ``variables`` is not a dict of variables.
-        """
-        load_states(self, filename, variables, verbose)
+    save_states = save_states
+    load_states = load_states
 
     def __repr__(self) -> str:
         keys = ("lr", "epsilon", "rho", "name", "weight_decay", "accumulator_dtype")

@@ -89,7 +89,8 @@ class Schedule(Node):
 
 def make_schedule(lr: Any, kind: type[Schedule]) -> Any:
     """``lr`` behind a scheduler's interface; a BrainPy scheduler as it is."""
-    if hasattr(lr, "step_call") and hasattr(lr, "step_epoch"):
+    schedulers = getattr(sys.modules.get("brainpy.optim"), "Scheduler", Schedule)
+    if isinstance(lr, Schedule | schedulers):
         return lr
     if isinstance(lr, Mapping):
         raise TypeError(

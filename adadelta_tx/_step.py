@@ -1,6 +1,5 @@
 """One compiled step of all variables of an optimizer object."""
 
-import itertools
 from typing import Any
 
 import jax
@@ -11,50 +10,50 @@ from jax.core import Tracer
 from adadelta_tx._accumulators import as_state, parts
 from adadelta_tx._transform import scale_by_adadelta
 
+Columns = list[list[Any]]
 
-def step(values: list[Any], grads: list[Any], lr: Any, fixed: Any) -> list[Any]:
+
+def step(columns: Columns, grads: list[Any], lr: Any, fixed: Any) -> Columns:
     """One compiled step of the variables on each set of devices.
 
-    The values are the parameters, then for each suffix what is kept of them, in the
-    same order, then the count of updates, if the state has one.
+    The columns are the parameters, then what is kept of them, in the same order, and
+    last the count of updates, if the state has one.
     """
     if any(isinstance(x, Tracer) for x in fixed):
-        return _uncompiled(values, grads, lr, fixed)
-    n, new = len(grads), list(values)
-    leaves = jax.tree.leaves(values[:n]) if jax.device_count() > 1 else ()
+        return _uncompiled(columns, grads, lr, fixed)
+    leaves = jax.tree.leaves(columns[0]) if jax.device_count() > 1 else ()
     shardings = {getattr(x, "sharding", None) for x in leaves}
     if len(shardings) < 2 or None in shardings:  # None of a traced value
-        return _compiled(values, grads, lr, fixed)
+        return _compiled(columns, grads, lr, fixed)
     places: dict[Any, list[int]] = {}
-    for i, value in enumerate(values[:n]):
+    for i, value in enumerate(columns[0]):
         place = frozenset().union(*(x.devices() for x in jax.tree.leaves(value)))
         places.setdefault(place, []).append(i)
-    count = range(n * (1 + fixed[-1]), len(values))
+    new = [list(column) for column in columns]
     for rows in places.values():
-        its = [i + start for start in range(0, count.start, n) for i in rows]
-        own = [*(values[i] for i in its), *(np.asarray(values[i]) for i in count)]
-        changed = _compiled(own, [grads[i] for i in rows], lr, fixed)
-        for i, value in zip((*its, *count), changed, strict=True):
-            new[i] = value
+        own = [[column[i] for i in rows] for column in columns[:-1]]
+        own.append([np.asarray(count) for count in columns[-1]])
+        *changed, new[-1] = _compiled(own, [grads[i] for i in rows], lr, fixed)
+        for column, values in zip(new, changed, strict=False):
+            for i, value in zip(rows, values, strict=True):
+                column[i] = value
     return new
 
 
-def _uncompiled(values: list[Any], grads: list[Any], lr: Any, fixed: Any) -> list[Any]:
-    n = len(grads)
-    rho, epsilon, weight_decay, columns = fixed
-    params, *trees = (values[i * n : i * n + n] for i in range(1 + columns))
-    count = values[(1 + columns) * n :] or [None]
+def _uncompiled(columns: Columns, grads: list[Any], lr: Any, fixed: Any) -> Columns:
+    rho, epsilon, weight_decay = fixed
+    params, *trees, count = columns
     tx = optax.chain(
         scale_by_adadelta(rho, epsilon),
         optax.scale_by_learning_rate(lr),
         optax.add_decayed_weights(-weight_decay),
     )
     none = optax.EmptyState()
-    state: Any = (as_state(trees, *count), none, none)
+    state: Any = (as_state(trees, *(count or [None])), none, none)
     updates, state = tx.update(grads, state, params)
-    trees, count = parts(state[0])
-    new: Any = [optax.apply_updates(params, updates), *trees]
-    return [*itertools.chain(*new), *([] if count is None else [count])]
+    trees, after = parts(state[0])
+    new: Any = optax.apply_updates(params, updates)
+    return [new, *trees, [after] if count else []]
 
 
 # No names among its arguments, so that a second network of the same shapes compiles

@@ -39,7 +39,7 @@ class Variable:
 
     def __init__(self, value: Any) -> None:
         """See the class."""
-        self._value = jnp.asarray(value)
+        self._value = _array(value)
 
     @property
     def value(self) -> jax.Array:
@@ -48,8 +48,7 @@ class Variable:
 
     @value.setter
     def value(self, value: Any) -> None:
-        if not isinstance(value, jax.Array):
-            value = jnp.asarray(value)
+        value = _array(value)
         if (value.shape, value.dtype) != (self.shape, self.dtype):
             raise ValueError(
                 f"A {type(self).__name__} of shape {self.shape} and dtype {self.dtype} "
@@ -88,6 +87,12 @@ class Collector(dict[str, Any]):
     def dict(self) -> dict[str, Any]:
         """The variables' values by name."""
         return {name: variable.value for name, variable in self.items()}
+
+
+def _array(value: Any) -> jax.Array:
+    """An array without a number's weak type, for which steps would compile again."""
+    array = value if isinstance(value, jax.Array) else jnp.asarray(value)
+    return array.astype(array.dtype) if array.weak_type else array
 
 
 def kind_of(x: Any) -> Any:

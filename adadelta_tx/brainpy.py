@@ -11,10 +11,22 @@ from brainpy import errors
 from brainpy.optim import CallBasedScheduler, Optimizer
 
 from adadelta_tx import _optimizer, _schedules
-from adadelta_tx._names import Node, lock
+from adadelta_tx._names import Node, lock, owners
 
 
-class Schedule(_schedules.Schedule, CallBasedScheduler, bm.BrainPyObject, Node):
+class _Named(bm.BrainPyObject, Node):
+    def unique_name(self, name: str | None = None, type_: str | None = None) -> str:
+        """BrainPy's name, if no object without BrainPy has it."""
+        with lock:
+            found = super().unique_name(name, type_)
+            while name is None and not isinstance(owners.get(found, self), _Named):
+                found = super().unique_name(None, type_)
+            if isinstance(owners.get(found, self), _Named):
+                owners[found] = self  # which BrainPy has checked
+            return Node.unique_name(self, found)
+
+
+class Schedule(_schedules.Schedule, CallBasedScheduler, _Named):
     """A learning rate that is a scheduler of BrainPy's."""
 
     def _start(self, type_: str) -> None:
@@ -23,7 +35,7 @@ class Schedule(_schedules.Schedule, CallBasedScheduler, bm.BrainPyObject, Node):
         _schedules.track_like({"": bm.Variable(0.0)}, self)
 
 
-class Adadelta(_optimizer.Adadelta, Optimizer, bm.BrainPyObject, Node):
+class Adadelta(_optimizer.Adadelta, Optimizer, _Named):
     """:class:`adadelta_tx.Adadelta` as a ``brainpy.optim.Optimizer``.
 
     ``adadelta_tx.Adadelta(...)`` makes one for BrainPy's variables, or without any once

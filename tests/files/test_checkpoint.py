@@ -799,9 +799,9 @@ def test_with_the_variables_of_a_network(extension, tmp_path, caplog):
     key = next(k for k in network.train_vars() if k.endswith("W"))
     lines = [(r.levelname, r.message) for r in caplog.records]
     cache = f"{optimizer.name}.{key}_cache"
-    assert ("INFO", f"{path}: loads float32 of shape (3, 2) from {cache}") in lines
+    assert ("INFO", f"{path}: loads {cache}: float32 of shape (3, 2)") in lines
     assert ("INFO", f"{path}: leaves {name}") in lines
-    assert ("INFO", f"{path}: loads rho = 0.95") in lines
+    assert ("INFO", f"{path}: loads rho: 0.95") in lines
     assert lines[0][0] == "WARNING"
     assert f"has more than {loaded.name}: {name}" in lines[0][1]
     assert len(lines) == 13
@@ -879,8 +879,22 @@ def test_two_optimizers_in_a_file(extension, tmp_path):
     copy_variables(copy, first)
     assert bits(first) == want
     for other in (second, copy):
-        with refused(other, path, "first, second", "saved by first"):
+        wants = "saved by first: load it by that one's load_states(filename, variables="
+        with refused(other, path, "first, second", wants):
             other.load_states(path)
+    first.load_states(path, variables=second.vars())
+
+
+def test_more_variables_under_a_name_of_its_own(tmp_path):
+    path = tmp_path / "run.npz"
+    optimizer = train(make(), 0, 2)
+    optimizer.save_states(path)
+    name = f"{optimizer.name}.w_cache"
+    optimizer.load_states(path, variables={name: optimizer.vars()[name]})
+    before = bits(optimizer)
+    with pytest.raises(ValueError, match=f"'{name}' is another variable of"):
+        optimizer.load_states(path, variables={name: Variable(jnp.ones(3))})
+    assert bits(optimizer) == before
 
 
 def test_file_without_the_optimizer(tmp_path, caplog):
@@ -946,6 +960,10 @@ def test_learning_rates(case, tmp_path, caplog):
         assert loaded.lr(0) == before
     else:
         np.testing.assert_allclose(loaded.lr(), saved.lr())
+        if case == "schedule, set":
+            (record,) = caplog.records
+            told = f"lr is {value}, as in the file, not the schedule's"
+            assert record.message == f"{path}: {told}"
         copy_variables(saved, loaded)
         assert bits(train(loaded, 3, 5)) == bits(train(saved, 3, 5))
 
@@ -956,29 +974,19 @@ def test_learning_rate_variable_out_of_range(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-class Fixed:
+class Fixed(bp.optim.Scheduler):
     """A scheduler whose learning rate cannot be set."""
 
-    name = "Fixed0"
-
     def __init__(self, lr):
+        bp.BrainPyObject.__init__(self)
         self.rate = lr
 
     @property
     def lr(self):
         return self.rate
 
-    def __call__(self):
+    def __call__(self, i=None):
         return self.rate
-
-    def step_call(self):
-        pass
-
-    def step_epoch(self):
-        pass
-
-    def vars(self, *_, **__):
-        return {}
 
 
 def test_learning_rate_that_cannot_be_set(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -448,6 +449,7 @@ def test_what_brainpy_has_is_brainpys():
     # Annotations, and what is checked or renamed before BrainPy sets it.
     own |= {"__doc__", "__module__", "__annotations__", "__setattr__"}
     own |= {"__static_attributes__", "__firstlineno__"}
+    own.add("unique_name")  # which looks at the names of the plain class too
     for base in (bp.optim.Optimizer, bp.BrainPyObject):
         for name in vars(base).keys() - own:
             assert inspect.getattr_static(type(opt), name) is inspect.getattr_static(
@@ -591,6 +593,34 @@ def test_brainpys_names():
     assert Adadelta().name == "Adadelta0"
     adadelta_tx.clear_name_cache()
     assert Adadelta().name == "Adadelta0"
+
+
+@pytest.mark.parametrize("own_first", [False, True])
+def test_names_of_both_classes(own_first):
+    """Their variables can stand in one dict, as when two optimizers are saved."""
+    adadelta_tx.clear_name_cache()
+    kinds = [bm.TrainVar, adadelta_tx.TrainVar]
+    made = [
+        Adadelta({"w": kind(jnp.ones(3))}) for kind in kinds[:: 1 - 2 * own_first] * 2
+    ]
+    together = {key: v for opt in made for key, v in opt.vars().items()}
+    assert len(together) == sum(len(opt.vars()) for opt in made)
+    for kind, taken in itertools.product(kinds, made):
+        with pytest.raises((ValueError, bp.errors.UniqueNameError)):
+            Adadelta({"w": kind(jnp.ones(3))}, name=taken.name)
+
+
+def test_what_is_called_like_a_scheduler_is_none():
+    class Mine:
+        def __call__(self, count):
+            return 0.5
+
+        step_call = step_epoch = None
+
+    opt = Adadelta(variables(), Mine())
+    opt.update(ones())
+    assert float(opt.lr()) == 0.5
+    assert len(opt.vars()) == 6
 
 
 @pytest.mark.skipif(

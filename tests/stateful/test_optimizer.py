@@ -95,7 +95,35 @@ def test_hyperparameters_can_be_set():
     want = expected("w", weight_decay=0.1, rho=0.9, eps=1e-4)
     np.testing.assert_allclose(opt.vars_to_train["w"].value, want, rtol=1e-5)
     opt.weight_decay = None
-    assert opt.numbers() == {"rho": 0.9, "epsilon": 1e-4, "weight_decay": 0.0}
+    assert (opt.rho, opt.epsilon, opt.weight_decay) == (0.9, 1e-4, 0.0)
+
+
+def test_hyperparameters_do_not_leak():
+    """An optimizer from outside a transformation takes no traced number."""
+    opt = Adadelta(variables())
+    before = repr(opt)
+    for key in ("rho", "epsilon", "weight_decay", "lr"):
+        with pytest.raises(RuntimeError, match="inside a JAX transformation"):
+            jax.jit(lambda x, key=key: setattr(opt, key, x))(0.5)
+    assert repr(opt) == before
+
+
+def test_accumulator_dtype_stays():
+    opt = Adadelta({"w": TrainVar(1.0)}, accumulator_dtype="float32")
+    with pytest.raises(AttributeError, match=r"float32.*Make a new optimizer"):
+        opt.accumulator_dtype = "uint8"
+    opt.register_train_vars({"b": TrainVar(2.0)})
+    opt.update({"w": 1.0, "b": 1.0})
+    assert [*opt.implicit_vars] == ["w_cache", "w_delta", "b_cache", "b_delta"]
+
+
+def test_subclass_with_an_attribute_of_its_own():
+    class Mine(Adadelta):
+        eps = learning_rate = None
+
+    opt = Mine({"w": TrainVar(1.0)})
+    opt.eps = opt.learning_rate = 3.0
+    assert (opt.eps, opt.learning_rate, opt.epsilon) == (3.0, 3.0, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -530,6 +558,18 @@ def compilations():
         jax.monitoring.clear_event_listeners()
 
 
+@pytest.mark.parametrize("start", [1.0, jnp.asarray(1.0), np.float64(1.0)])
+def test_a_number_compiles_once(start):
+    w = TrainVar(start)
+    opt = Adadelta({"w": w})
+    g = jnp.ones(())
+    opt.update({"w": g})
+    with compilations() as found:
+        w.value = 2.0
+        opt.update({"w": g})
+        assert not found
+
+
 def test_lr_is_set_without_a_compilation():
     opt = Adadelta(variables(), lr=0.0)
     opt.update(grads(0))
@@ -728,7 +768,7 @@ def test_variable():
     with pytest.raises(ValueError, match="and dtype int32"):
         v.value = jnp.ones(2, jnp.int32)
     np.testing.assert_array_equal(v.value, [3.0, 4.0])
-    assert repr(TrainVar(1)) == "TrainVar(1, dtype=int32, weak_type=True)"
+    assert repr(TrainVar(1)) == "TrainVar(1, dtype=int32)"
 
 
 def test_names_that_are_written_alike():
