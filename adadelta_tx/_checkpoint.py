@@ -85,10 +85,8 @@ def load_states(  # noqa: D417
             raise ValueError(f"{key!r} is another variable of the optimizer's own.")
     with _files.reading(filename) as file:
         known = {**more, **own}
-        old, others = (
-            _leaves(known),
-            _leaves({k: known[k] for k in known if k not in own}),
-        )
+        old = _leaves(known)
+        others = _leaves({key: x for key, x in more.items() if key not in own})
         places, warnings = match(file, optimizer.name, optimizer.lr.name, old, others)
         new = {leaf: _new(file, place, old[leaf]) for leaf, place in places.items()}
         steps: list[tuple[Callable[[Any], None], Any, Any]] = []
