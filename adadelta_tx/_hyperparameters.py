@@ -1,7 +1,8 @@
 """Hyperparameters: their ranges, and the checks that everyone uses."""
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -43,12 +44,37 @@ def scalar(
     if isinstance(value, jax.Array) and jnp.iscomplexobj(value):
         array = value.real  # optax.inject_hyperparams casts to the parameters' dtype
     if array.ndim or not any(jnp.issubdtype(array.dtype, kind) for kind in _REAL):
-        raise TypeError(f"{name} must be a real number, got {value!r}.")
+        got = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
+        raise TypeError(f"{name} must be a real number, got {got}.")
     if isinstance(array, Tracer):
         return array
     if not in_range(float(array)):
         raise ValueError(f"{name} must be {range_}, got {value}.")
     return array if isinstance(array, jax.Array) else float(array)
+
+
+def warn_of_habits(numbers: dict[str, Any], *places: str) -> None:
+    """Warns of a learning rate, ε and ρ that are in range, but hardly what was meant.
+
+    Args:
+      numbers: These three, in this order, by their names.
+      places: Which argument ε is, and which ρ is.
+    """
+    (lr_name, lr), (eps_name, eps), (rho_name, rho) = numbers.items()
+    known = [isinstance(x, float | int) for x in (lr, eps, rho)]
+    if all(known[1:]) and (eps >= 0.5 or 0 < rho < 0.01):
+        warnings.warn(
+            f"{eps_name}={eps} and {rho_name}={rho} look as if they had changed places:"
+            f" {eps_name} is the {places[0]} argument and {rho_name} the {places[1]}.",
+            stacklevel=3,
+        )
+    if known[0] and 0 < lr <= 0.01:
+        warnings.warn(
+            f"{lr_name}={lr} makes every step {1 / lr:.0f} times shorter than "
+            "Adadelta's, which finds the length of its steps itself: leave "
+            f"{lr_name} at 1, the paper's.",
+            stacklevel=3,
+        )
 
 
 def rate(name: str, value: Any) -> Any:
@@ -58,14 +84,17 @@ def rate(name: str, value: Any) -> Any:
       TypeError: If it is neither.
       ValueError: If it is a number below 0 or not finite.
     """
-    if not callable(value):
-        return scalar(name, value, *AT_LEAST_0)
-    if any(jnp.ndim(x) for x in jax.tree.leaves(value) if isinstance(x, jax.Array)):
+    leaves = jax.tree.leaves(value) if callable(value) else ()
+    if isinstance(value, Mapping) or any(
+        isinstance(x, jax.Array) and x.ndim for x in leaves
+    ):
         raise TypeError(
             f"{name} must be a number or a schedule, got a {type(value).__name__} "
             "with arrays. Parameters go to init and update, not here; a schedule with "
             "a table goes into a function: lambda count: schedule(count)."
         )
+    if not callable(value):
+        return scalar(name, value, *AT_LEAST_0)
 
     def schedule(count: Any) -> Any:
         at = f" at update {count}" if not isinstance(count, Tracer) else ""

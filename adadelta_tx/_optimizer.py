@@ -2,7 +2,6 @@
 
 import functools
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,7 +13,7 @@ from jax.core import Tracer
 from adadelta_tx._accumulators import as_state, check_requested, parts, suffixes
 from adadelta_tx._checkpoint import load_states, save_states
 from adadelta_tx._diagnostics import effective_learning_rate
-from adadelta_tx._hyperparameters import NUMBERS, number
+from adadelta_tx._hyperparameters import NUMBERS, number, warn_of_habits
 from adadelta_tx._names import Node
 from adadelta_tx._schedules import Schedule, current_rate, make_schedule, track_like
 from adadelta_tx._step import step
@@ -127,14 +126,19 @@ class Adadelta(Node):
         self.accumulator_dtype = check_requested(accumulator_dtype)
         self._suffixes = suffixes(self.accumulator_dtype)
         self.lr = lr
-        _warn_of_habits(lr, self.epsilon, self.rho)
+        names = {"lr": lr, "epsilon": self.epsilon, "rho": self.rho}
+        warn_of_habits(names, "third", "fourth")
         self._start(train_vars, name)
 
     if not TYPE_CHECKING:  # for which __init__ says it all
 
         @functools.wraps(__init__)  # and so does help()
-        def __new__(cls, train_vars: Any = None, *_: Any, **__: Any) -> "Adadelta":
+        def __new__(cls, train_vars: Any = None, *_: Any, **named: Any) -> "Adadelta":
             """Takes BrainPy's class where the variables are BrainPy's."""
+            if cls.__init__ is Adadelta.__init__:
+                for key in named.keys() & cls._elsewhere.keys():
+                    instead = cls._elsewhere[key]
+                    raise TypeError(f"There is no argument {key}. {instead}")
             if cls is Adadelta and "brainpy.math" in sys.modules:
                 variable = sys.modules["brainpy.math"].Variable
                 given = train_vars.values() if isinstance(train_vars, Mapping) else ()
@@ -261,19 +265,3 @@ class Adadelta(Node):
         keys = ("lr", "epsilon", "rho", "name", "weight_decay", "accumulator_dtype")
         shown = ", ".join(f"{key}={getattr(self, key)!r}" for key in keys)
         return f"{type(self).__name__}({shown})"
-
-
-def _warn_of_habits(lr: Any, epsilon: Any, rho: Any) -> None:
-    known = not isinstance(epsilon, Tracer) and not isinstance(rho, Tracer)
-    if known and (epsilon >= 0.5 or 0 < rho < 0.01):
-        warnings.warn(
-            f"epsilon={epsilon} and rho={rho} look as if they stood in each other's "
-            "place: epsilon is the third argument and rho the fourth.",
-            stacklevel=3,
-        )
-    if is_number(lr) and not isinstance(lr, Tracer) and 0 < lr <= 0.01:
-        warnings.warn(
-            f"lr={lr} makes every step {1 / lr:.0f} times shorter than Adadelta's. It "
-            "finds the length of its steps itself: leave lr at 1, the paper's.",
-            stacklevel=3,
-        )

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from adadelta_tx import _accumulators as accumulators
 from adadelta_tx import _trees as trees
-from adadelta_tx._hyperparameters import BELOW_1, POSITIVE, rate, scalar
+from adadelta_tx._hyperparameters import BELOW_1, POSITIVE, rate, scalar, warn_of_habits
 
 
 def scale_by_adadelta(
@@ -241,11 +241,25 @@ def adadelta(
     learning_rate = rate(
         "learning_rate", 1.0 if learning_rate is None else learning_rate
     )
-    return optax.chain(
+    tx = optax.chain(
         _add_decayed_weights(rate("weight_decay", weight_decay), weight_decay_mask),
         scale_by_adadelta(rho, eps, accumulator_dtype=accumulator_dtype),
         _scale_by_learning_rate(learning_rate),
     )
+    names = {"learning_rate": learning_rate, "eps": eps, "rho": rho}
+    warn_of_habits(names, "third", "second")
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        if not isinstance(state, tuple) or len(state) != 3:
+            raise TypeError(
+                "The second argument must be the state that adadelta(…).init returned, "
+                f"got {type(state).__name__}: tx.update(gradients, state, params)."
+            )
+        return tx.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update_fn)
 
 
 def _scale_by_learning_rate(learning_rate: Any) -> optax.GradientTransformation:

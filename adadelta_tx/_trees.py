@@ -33,7 +33,7 @@ def aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list[
         if column is None or not jax.tree_util.all_leaves([x for *_, x in kept]):
             raise ValueError(
                 f"The gradients' tree is not that of {name}: "
-                f"{_difference(updates, tree)}."
+                f"{_difference(updates, tree)}.{_instead(updates, tree)}"
             )
         for path, g, leaf in kept:
             if jnp.shape(g) != jnp.shape(leaf):
@@ -114,9 +114,14 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     dtype = getattr(leaf, "dtype", number_dtype)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         kind = f"dtype {dtype}" if dtype is not None else f"type {type(leaf).__name__}"
+        instead = "Keep it apart from the parameters: jax.grad refuses it too."
+        if callable(leaf):
+            instead = (
+                "Of an Equinox model, give eqx.filter(model, eqx.is_inexact_array)."
+            )
         raise TypeError(
             f"The {what}{_at(path)} has {kind}; Adadelta needs floating-point or "
-            "complex numbers. Leave it out with optax.masked or optax.partition."
+            f"complex numbers. {instead}"
         )
     return jax.dtypes.canonicalize_dtype(dtype)
 
@@ -140,6 +145,18 @@ def _difference(got: Any, want: Any, path: KeyPath = ()) -> str:
         if child is not None and not alike:
             return _difference(child, other, (*path, *key))
     return f"the static fields of {kinds[0]} at {at} differ"
+
+
+def _instead(got: Any, want: Any) -> str:
+    """What to write where a library makes trees of two kinds."""
+    kinds = [type(tree).__name__ for tree in (got, want)]
+    if type(got) is tuple and len(got) == 2:
+        return " Write loss, gradients = jax.value_and_grad(…)(params)."
+    if "FrozenDict" in kinds:
+        return " flax.core.unfreeze makes a dict of a FrozenDict."
+    if "State" in kinds:
+        return " With flax.nnx, give nnx.state(model, nnx.Param) as the parameters."
+    return ""
 
 
 def _kind(node: Any) -> str:

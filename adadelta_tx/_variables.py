@@ -167,6 +167,10 @@ def _instead_of(train_vars: Any) -> str:
         return " Write Adadelta(network.train_vars().unique())."
     if hasattr(train_vars, "states"):
         return " Write Adadelta(module.states(brainstate.ParamState))."
+    if hasattr(train_vars, "__self__"):
+        return f" Write {train_vars.__name__}(), with parentheses."
+    if isinstance(train_vars, list | tuple | set):
+        return ' Write a name for each: {"w": w, "b": b}.'
     if is_number(train_vars) or callable(train_vars):
         return " The learning rate comes second here: Adadelta(train_vars, lr)."
     return ""
@@ -179,7 +183,11 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
       TypeError, ValueError: See :meth:`adadelta_tx.Adadelta.check_grads`.
     """
     if not isinstance(grads, Mapping):
-        raise TypeError(f"grads must be a dict by variable, got {grads!r}.")
+        raise TypeError(
+            "grads must be a dict with the names of the variables, got "
+            f"{type(grads).__name__}. brainpy.math.grad gives one if grad_vars is one; "
+            "with return_value or has_aux it stands first in a tuple."
+        )
     if not values:
         raise ValueError(
             "There are no variables to train. Give them first, as "

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from equinox.internal import closure_to_pytree
+from flax import nnx
 
 import adadelta_tx
 from adadelta_tx import _recurrence as recurrence
@@ -573,3 +574,70 @@ def test_extra_arguments_are_ignored():
         tx = make()
         assert isinstance(tx, optax.GradientTransformationExtraArgs)
         tx.update(1.0, tx.init(1.0), 1.0, value=3.0)
+
+
+def test_arguments_that_changed_places():
+    for arguments in [(1.0, 1e-6, 0.95), (1.0, 1e-8, 0.9)]:
+        with pytest.warns(
+            UserWarning, match=r"eps is the third argument and rho the s"
+        ):
+            adadelta_tx.adadelta(*arguments)
+    with pytest.warns(UserWarning, match=r"every step 1000 times shorter .* at 1, the"):
+        adadelta_tx.adadelta(0.001)
+    for arguments in [(), (0.1,), (0.0,), (1.0, 0.0), (1.0, 0.9, 0.1), (None,)]:
+        adadelta_tx.adadelta(*arguments)  # a warning is an error
+    jax.jit(lambda rho: adadelta_tx.adadelta(0.1, rho).init(rho))(0.001)
+
+
+@pytest.mark.parametrize("state", [None, {"w": 1.0}, (), optax.EmptyState()])
+def test_another_state(state):
+    with pytest.raises(TypeError, match=r"must be the state .* got \w+: tx.update\("):
+        adadelta_tx.adadelta().update({"w": 1.0}, state, {"w": 1.0})
+
+
+def loss(params):
+    return jnp.sum(params["w"] ** 2)
+
+
+def from_value_and_grad(tx):
+    params = {"w": jnp.ones(2)}
+    tx.update(jax.value_and_grad(loss)(params), tx.init(params), params)
+
+
+def from_flax(tx):
+    params = flax.core.freeze({"w": jnp.ones(2)})
+    tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+
+
+def from_nnx(tx):
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    grads = nnx.grad(lambda model: jnp.sum(model(jnp.ones(2))))(model)
+    tx.update(grads, tx.init(nnx.state(model, nnx.Param)), model)
+
+
+def from_equinox(tx):
+    tx.init(eqx.nn.MLP(1, 1, 2, 1, key=jax.random.key(0)))
+
+
+def parameters_first(_):
+    adadelta_tx.adadelta({"w": jnp.ones(200)})
+
+
+def integers(tx):
+    tx.init({"w": jnp.arange(3)})
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (from_value_and_grad, "a tuple, not a dict. Write loss, gradients = jax.val"),
+        (from_flax, "a dict, not a FrozenDict. flax.core.unfreeze makes a dict"),
+        (from_nnx, "With flax.nnx, give nnx.state(model, nnx.Param) as the param"),
+        (from_equinox, "Of an Equinox model, give eqx.filter(model, eqx.is_inexact_"),
+        (parameters_first, "got a dict with arrays. Parameters go to init and update"),
+        (integers, "dtype int32; Adadelta needs floating-point or complex numbers. K"),
+    ],
+)
+def test_what_to_write_instead(use, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        use(adadelta_tx.adadelta())

@@ -6,6 +6,7 @@ import gc
 import inspect
 import json
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -185,7 +186,7 @@ def test_steps_of_a_learning_rate():
     "arguments", [(1.0, 0.95, 1e-6), (1.0, 0.95), (1.0, 1e-4, 1e-6)]
 )
 def test_rho_and_epsilon_in_each_others_place(arguments):
-    with pytest.warns(UserWarning, match="each other's place") as caught:
+    with pytest.warns(UserWarning, match="changed places") as caught:
         Adadelta(variables(), *arguments)
     assert caught[0].filename == __file__
 
@@ -832,3 +833,18 @@ def test_collections_add_up():
     assert one.vars() + one.vars() == one.vars()
     with pytest.raises(ValueError, match="stands for another object"):
         one.vars("relative") + two.vars("relative")
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: Adadelta(Adadelta(variables()).train_vars), "Write train_vars(), wi"),
+        (lambda: Adadelta([TrainVar(1.0)]), 'Write a name for each: {"w": w, "b": b}.'),
+        (lambda: Adadelta(variables(), eps=1e-3), "no argument eps. Write epsilon."),
+        (lambda: Adadelta(learning_rate=1.0), "no argument learning_rate. Write lr."),
+        (lambda: Adadelta(variables()).update((grads(0), 1.0)), "got tuple. brainpy.m"),
+    ],
+)
+def test_what_to_write_instead(use, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        use()
