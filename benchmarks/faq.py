@@ -1,7 +1,7 @@
 """Prints the figures that the page of frequently asked questions tells.
 
 Twelve small experiments with the optimizer itself on one number or a few thousand, in
-float64, each a table. "Noise" is a gradient that is drawn anew from N(0, 1) in each step.
+float64, each a table. "Noise" is a gradient drawn anew from N(0, 1) in each step.
 """
 
 import argparse
@@ -127,7 +127,12 @@ def epsilon() -> Table:
         step = rms(second_half(run(tx, noise, 0.0, 20_000, 256)[1]))
         steps = round(60 / math.sqrt(eps) ** 0.75)
         error = rms(second_half(run(tx, noisy_quadratic, 0.0, steps, 256)[0]))
-        cells = f"{eps:g}", f"{step:.2g}", f"{step / math.sqrt(eps):.2f}", f"{error:.4f}"
+        cells = (
+            f"{eps:g}",
+            f"{step:.2g}",
+            f"{step / math.sqrt(eps):.2f}",
+            f"{error:.4f}",
+        )
         for column, cell in zip(rows.values(), cells, strict=True):
             column.append(cell)
     return rows
