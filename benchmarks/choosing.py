@@ -170,9 +170,9 @@ def rates_table(rows: list[dict[str, Any]]) -> str:
         [
             "test error, %",
             "usual rate",
-            "there",
+            "error at it",
             "best rate",
-            "there ",
+            "error at that",
             "rates within 1 point of it",
         ],
         lines,
@@ -210,21 +210,14 @@ def draw_noise(rows: list[dict[str, float]], path: Path) -> None:
     """Draws the distance from the minimum against ε, and SGD's law."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for rho, style in zip(
-        dict.fromkeys(row["rho"] for row in rows),
-        ({"marker": "v"}, {"marker": "o", "linewidth": 2.5}, {"marker": "^"}),
-        strict=False,
-    ):
+    styles = ({"marker": "v"}, {"marker": "o", "linewidth": 2.5}, {"marker": "^"})
+    rhos = dict.fromkeys(row["rho"] for row in rows)
+    for rho, style, lift in zip(rhos, styles, (-8, 0, 4), strict=True):
         points = [row for row in rows if row["rho"] == rho]
         x, y = ([row[key] for row in points] for key in ("eps", "distance"))
         axes.plot(x, y, color="black", **style)
-        axes.annotate(
-            f"ρ = {rho:g}",
-            (x[0], y[0]),
-            (8, 0),
-            textcoords="offset points",
-            va="center",
-        )
+        at = {"textcoords": "offset points", "va": "center"}
+        axes.annotate(f"ρ = {rho:g}", (max(x), max(y)), (8, lift), **at)
     x = np.array([row["eps"] for row in rows if row["rho"] == rows[0]["rho"]])
     axes.plot(x, np.sqrt(np.sqrt(x) / 2), ":", color="0.45")
     axes.annotate(
@@ -246,13 +239,13 @@ def draw_noise(rows: list[dict[str, float]], path: Path) -> None:
 def draw_rates(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws test error against learning rate, a panel a problem."""
     problems = by_problem(rows)
-    figure = Figure(figsize=(8, 3.9), layout="constrained")
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
     figure.suptitle("Adadelta at its default learning rate, 1, is near its best")
     panels = figure.subplots(1, len(problems), sharey=True, squeeze=False)[0]
     for axes, (problem, optimizers) in zip(panels, problems.items(), strict=True):
         for optimizer, tried in optimizers.items():
             factors = [row["rate"] / USUAL[optimizer] for row in tried]
-            label = f"{optimizer}: × {USUAL[optimizer]:g}"
+            label = f"{optimizer} (usual: {USUAL[optimizer]:g})"
             means = [statistics.mean(row["errors"]) for row in tried]
             errors = [
                 statistics.stdev(row["errors"]) if len(row["errors"]) > 1 else 0.0
@@ -268,7 +261,9 @@ def draw_rates(rows: list[dict[str, Any]], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test error, %")
-    panels[0].legend(fontsize=9)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3
+    )
     figure.savefig(path, dpi=120)
 
 
