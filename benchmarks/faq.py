@@ -206,7 +206,7 @@ def largest_step() -> Table:
     for rho in RHOS:
         tx = adadelta_tx.adadelta(rho=rho)
         *_, state = run(tx, noise, 0.0, 5_000, 256)
-        before = np.sqrt(np.asarray(state[1].e_x))
+        before = np.sqrt(np.asarray(state[1].e_x) + 1e-6)
         updates = run(tx, lambda x, _: 1e6 + 0 * x, 0.0, 1, 256, state)[1][0]
         steps.append(f"{np.mean(-updates / before):.2f}")
         bounds.append(f"{1 / math.sqrt(1 - rho):.2f}")
