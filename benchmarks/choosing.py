@@ -31,7 +31,7 @@ from benchmarks.low_memory import Problem, digit_rows
 
 ADADELTA = "Adadelta"
 USUAL = {ADADELTA: 1.0, "Adam": 1e-3, "SGD, momentum 0.9": 0.1}
-MAKE: dict[str, Callable[[float], optax.GradientTransformation]] = {
+MAKE: dict[str, Callable[..., optax.GradientTransformation]] = {
     ADADELTA: adadelta_tx.adadelta,
     "Adam": optax.adam,
     "SGD, momentum 0.9": lambda rate: optax.sgd(rate, momentum=0.9),
@@ -40,7 +40,7 @@ FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 BATCHES = (8, 32, 128, 512)
 BATCH = 32
 NOISE_EPS = (1e-2, 1e-4, 1e-6, 1e-8)
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     ADADELTA: {"marker": "o", "linestyle": "-", "color": "black", "linewidth": 2.5},
     "Adam": {"marker": "s", "linestyle": "--", "color": "#0072b2"},
     "SGD, momentum 0.9": {"marker": "^", "linestyle": ":", "color": "#d55e00"},
@@ -210,14 +210,20 @@ def draw_noise(rows: list[dict[str, float]], path: Path) -> None:
     """Draws the distance from the minimum against ε, and SGD's law."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    styles = ({"marker": "v"}, {"marker": "o", "linewidth": 2.5}, {"marker": "^"})
     rhos = dict.fromkeys(row["rho"] for row in rows)
-    for rho, style, lift in zip(rhos, styles, (-8, 0, 4), strict=True):
+    for rho, marker, width, lift in zip(
+        rhos, "vo^", (1.5, 2.5, 1.5), (-8, 0, 4), strict=True
+    ):
         points = [row for row in rows if row["rho"] == rho]
         x, y = ([row[key] for row in points] for key in ("eps", "distance"))
-        axes.plot(x, y, color="black", **style)
-        at = {"textcoords": "offset points", "va": "center"}
-        axes.annotate(f"ρ = {rho:g}", (max(x), max(y)), (8, lift), **at)
+        axes.plot(x, y, color="black", marker=marker, linewidth=width)
+        axes.annotate(
+            f"ρ = {rho:g}",
+            (max(x), max(y)),
+            (8, lift),
+            textcoords="offset points",
+            va="center",
+        )
     x = np.array([row["eps"] for row in rows if row["rho"] == rows[0]["rho"]])
     axes.plot(x, np.sqrt(np.sqrt(x) / 2), ":", color="0.45")
     axes.annotate(

@@ -22,7 +22,7 @@ from benchmarks import _report as report
 Table = dict[str, list[Any]]
 Gradient = Callable[[jax.Array, jax.Array], jax.Array]
 
-SETTINGS: dict[str, dict[str, float]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "adadelta_tx": {},
     "torch, optax with lr 1: ρ 0.9": {"rho": 0.9},
     "ε 1e-7": {"eps": 1e-7},
@@ -140,7 +140,7 @@ def epsilon() -> Table:
 
 def decay() -> Table:
     """How a smaller ε and a smaller learning rate end, with and without noise."""
-    settings: dict[str, dict[str, float]] = {
+    settings: dict[str, dict[str, Any]] = {
         "adadelta_tx.adadelta()": {},
         "eps=1e-8": {"eps": 1e-8},
         "learning_rate=0.1": {"learning_rate": 0.1},
@@ -181,11 +181,12 @@ def rate_inside() -> Table:
         """With E[Δx²] of steps that have the rate in them."""
         scaling = adadelta_tx.scale_by_adadelta()
 
-        def update(g: Any, state: Any, params: Any = None) -> Any:
+        def update(updates: Any, state: Any, params: Any = None) -> Any:
             old = state.e_x
-            updates, new = scaling.update(g, state, params)
-            step = rate * updates
-            return -step, new._replace(e_x=0.95 * old + 0.05 * step**2)
+            updates, state = scaling.update(updates, state, params)
+            step = jnp.multiply(rate, updates)
+            averages = {"e_g": state.e_g, "e_x": 0.95 * old + 0.05 * step**2}
+            return -step, optax.ScaleByAdaDeltaState(**averages)
 
         return optax.GradientTransformation(scaling.init, update)
 
