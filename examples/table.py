@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 KEPT = ROOT / "examples/results"
 PAGE = ROOT / "docs/works_with.md"
+SOURCE = "https://github.com/adadelta-tx/adadelta_tx/blob/main"
 
 
 def save(name, results):
@@ -52,7 +53,7 @@ def examples(documents):
     """A row for each example."""
     rows = [
         [
-            f"[{name}.py](../examples/{name}.py)",
+            f"[{name}.py]({SOURCE}/examples/{name}.py)",
             ", ".join(f"{library} {v}" for library, v in row["versions"].items()),
             row["number"],
             f"{row['ours']:.6g}",

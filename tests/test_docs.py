@@ -1,0 +1,274 @@
+"""What README and the pages tell: recipes that train, figures that were measured.
+
+Their code blocks run too: conftest.py has pytest collect them.
+"""
+
+import contextlib
+import inspect
+import io
+import json
+import re
+from pathlib import Path
+
+import brainpy as bp
+import braintools
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adadelta_tx
+from benchmarks import (
+    choosing,
+    demo,
+    faq,
+    faults,
+    low_memory,
+    scale,
+    stateful,
+    step,
+    training,
+    zeiler2012,
+    zeiler2012_choices,
+)
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = {"adadelta_tx": adadelta_tx, "jax": jax, "jnp": jnp, "optax": optax}
+
+
+def page(name):
+    """Its text, a space for each line break."""
+    path = ROOT / ("README.md" if name == "README" else f"docs/{name}.md")
+    return re.sub(r"\s+", " ", path.read_text())
+
+
+def results(benchmark):
+    """What is committed of it."""
+    name = benchmark.__name__.rpartition(".")[2]
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+
+
+RECIPES = dict(
+    re.findall(
+        r"^\| (.+?) \| `(.+)` \|$",
+        (ROOT / "docs/recipes.md").read_text(),
+        re.MULTILINE,
+    )
+)
+
+
+def train(tx, steps):
+    """The loss before and after, and what was trained."""
+
+    def loss(params):
+        return jnp.sum(params["w"] ** 2) + jnp.sum(params["b"] ** 2)
+
+    params = start = {"w": jnp.full((2, 3), 2.0), "b": jnp.ones(3)}
+    state = tx.init(params)
+
+    @jax.jit
+    def one(params, state):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(steps):
+        params, state = one(params, state)
+    chex.assert_tree_all_finite((params, state))
+    return loss(start), loss(params), start, params
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe(recipe):
+    before, after, start, params = train(eval(RECIPES[recipe], NAMES), 8)  # our page
+    assert (after > before) == (recipe == "to maximise")
+    frozen = bool(jnp.all(params["b"] == start["b"]))
+    assert frozen == (recipe == "some parameters frozen")
+
+
+def test_all_recipes_were_found():
+    text = (ROOT / "docs/recipes.md").read_text()
+    assert len(RECIPES) == text.count("\n|") - 2 > 10
+
+
+SETTINGS = re.findall(
+    r" \| `([^|]+)`[^|`]*\|\n", (ROOT / "docs/published_settings.md").read_text()
+)
+
+
+@pytest.mark.parametrize("setting", sorted(set(SETTINGS)))
+def test_published_setting(setting):
+    before, after, *_ = train(eval(setting, NAMES), 8)  # our page
+    assert after < before
+
+
+def test_all_published_settings_were_found():
+    text = (ROOT / "docs/published_settings.md").read_text()
+    last = re.findall(r"^\| \[.+\| (.+) \|$", text, re.MULTILINE)
+    with_a_section = [cell for cell in last if cell.startswith("[")]
+    assert len(last) == len(SETTINGS) + len(with_a_section) > 18
+
+
+BENCHMARKS = [
+    choosing,
+    demo,
+    faq,
+    faults,
+    low_memory,
+    scale,
+    stateful,
+    step,
+    training,
+    zeiler2012,
+    zeiler2012_choices,
+]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_results_are_of_the_commands_that_are_named(benchmark):
+    name = benchmark.__name__.rpartition(".")[2]
+    document = results(benchmark)
+    command = document["command"].replace(" --data DIR", "")
+    assert command == f"python -m benchmarks.{name} --out benchmarks/results"
+    assert benchmark.summary(document["results"]).startswith("| ")
+
+
+@pytest.mark.parametrize("benchmark", [choosing, faq])
+def test_tables_in_a_page_are_those_that_were_measured(benchmark):
+    name = benchmark.__name__.rpartition(".")[2]
+    text = (ROOT / f"docs/{name}.md").read_text()
+    for table in benchmark.tables(results(benchmark)["results"]).values():
+        assert table in text
+
+
+def test_headlines():
+    """README's first table."""
+    rows = {
+        (row["peer"], row["parameters"], row["leaves"]): row
+        for row in results(step)["results"]["steps"]
+        if row["parameters"]
+    }
+    large = 3 * 10**7, 1
+    ours, theirs = rows[step.OURS, *large], rows[step.OPTAX, *large]
+    times = theirs["median_ms"] / ours["median_ms"]
+    temporary = [row["temporary_bytes"] / large[0] for row in (ours, theirs)]
+    assert (
+        f"30 million parameters | {times:.1f} times as fast, and {temporary[0]:.0f} "
+        f"bytes of temporary memory instead of {temporary[1]:.0f} a parameter"
+    ) in page("README")
+
+    models = training.by_model(results(training)["results"]).values()
+    ratios = [
+        cells[training.OPTAX]["median_ms"] / cells[training.OURS]["median_ms"]
+        for cells in models
+    ]
+    assert f"{min(ratios):.1f} to {max(ratios):.1f} times as fast" in page("README")
+
+    state = [
+        round(row["state_bytes"] / row["parameters"])
+        for row in results(low_memory)["results"]["costs"]
+        if row["optimizer"] in ("float32", "bfloat16, rho 0.95", "uint8")
+    ]
+    told = "{} bytes, as there, or {} or {}".format(*state)
+    assert told in page("README")
+
+    many = 2 * 10**6, 500
+    share = rows[step.OURS, *many]["median_ms"] / rows[step.OPTAX, *many]["median_ms"]
+    assert f"in 500 leaves take {share:.2f} of its time" in page("README")
+
+
+def test_what_a_look_inside_costs():
+    cost = zeiler2012.look_cost(results(zeiler2012)["results"])
+    assert cost in page("looking_inside")
+
+
+def test_quality_of_smaller_states():
+    """docs/low_memory.md: by less than the seeds' standard deviation."""
+    found = results(low_memory)["results"]
+    for runs in (found["mnist"], found["digits"]):
+        errors = {
+            (run["rho"], run["kind"]): run["errors"]
+            for run in runs
+            if run["scale"] == 1 and run["rho"] <= 0.99
+        }
+        for (rho, kind), values in errors.items():
+            reference = errors[rho, "float32"]
+            difference = abs(np.mean(values) - np.mean(reference))
+            assert difference < np.std(reference, ddof=1), (rho, kind)
+
+
+FUNCTIONS = {
+    "here": adadelta_tx.adadelta,
+    "`adadelta_tx.adadelta`": adadelta_tx.adadelta,
+    "`adadelta_tx.Adadelta`": adadelta_tx.Adadelta.__init__,
+    "optax": optax.adadelta,
+    "`optax.adadelta` 0.2.8": optax.adadelta,
+    "BrainPy": bp.optim.Adadelta.__init__,
+    "`brainpy.optim.Adadelta` 2.8.2 and 2.9": bp.optim.Adadelta.__init__,
+    "braintools": braintools.optim.Adadelta.__init__,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("faq", 12),
+        ("coming_from_optax", 11),
+        ("coming_from_pytorch", 4),
+        ("coming_from_keras", 4),
+        ("coming_from_brainpy", 9),
+    ],
+)
+def test_defaults(name, cells):
+    """Of what is installed here; the blocks of two pages run torch and Keras."""
+    table = re.search(
+        r"^\| \| .*\n(\|.*\n)+", (ROOT / f"docs/{name}.md").read_text(), re.M
+    )
+    header, _, *rows = table[0].splitlines()
+    columns = [cell.strip() for cell in header.split("|")]
+    checked = 0
+    for row in rows:
+        for column, cell in zip(columns, row.split("|"), strict=False):
+            told = re.search(r"`(\w+)=([^`]+)`", cell)
+            if told and column in FUNCTIONS:
+                parameters = inspect.signature(FUNCTIONS[column]).parameters
+                assert str(parameters[told[1]].default) == str(eval(told[2]))
+                checked += 1
+    assert checked == cells
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs/start.md"])
+def test_what_is_on_the_screen(path):
+    """A block of text after a block of Python is what it prints."""
+    shown = re.findall(
+        r"```python\n((?:(?!```).)+)```\n(?:(?!```).)*```text\n(.+?)```",
+        path.read_text(),
+        re.DOTALL,
+    )
+    assert shown
+    for code, text in shown:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(code, {})
+        pattern = re.compile(r"[-+\d.e]*\d")
+        assert pattern.split(out.getvalue()) == pattern.split(text)
+        printed, told = (
+            np.array(pattern.findall(x), float) for x in (out.getvalue(), text)
+        )
+        np.testing.assert_allclose(printed, told, atol=0.03)
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+WORDS = r"\bbeside\b|\bpeers?\b|\bspreads?\b|\boverwrites its own\b|\bliving\b"
+WORDS += r"|where there is none|\bof one's own\b"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_words(path):
+    text = re.sub(r"```.+?```|`[^`]+`", "", path.read_text(), flags=re.S)
+    assert not re.findall(WORDS, text)
