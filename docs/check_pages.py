@@ -30,9 +30,17 @@ LOOK = r"""() => {
     const article = document.querySelector("article");
     const prose = article.cloneNode(true);
     prose.querySelectorAll("pre, code, math").forEach(element => element.remove());
+    // What is cut off on the right, unless it is in something that scrolls by itself.
+    const cut = element => element.getBoundingClientRect().right > innerWidth + 1
+        && !scrolls(element.parentElement);
+    const scrolls = element => element !== article
+        && (/auto|scroll/.test(getComputedStyle(element).overflowX)
+            || scrolls(element.parentElement));
     const hrefs = links => [...links].map(link => link.href);
     return {
         width: document.documentElement.scrollWidth,
+        cut: [...article.querySelectorAll("*")].filter(cut)
+            .map(element => element.outerHTML.slice(0, 60)),
         pictures: [...document.images]
             .filter(image => !image.complete || image.naturalWidth === 0 || !image.alt)
             .map(image => image.src),
@@ -59,7 +67,7 @@ def look(page: Page, address: str, width: int) -> tuple[dict[str, Any], list[str
 
     def console(message: Any) -> None:
         if message.type in ("error", "warning"):
-            faults.append(f"console: {message.text}")
+            faults.append(f"console: {message.text} {message.location['url']}")
 
     page.on("console", console)
     page.on("pageerror", lambda error: faults.append(f"script: {error}"))
@@ -69,6 +77,7 @@ def look(page: Page, address: str, width: int) -> tuple[dict[str, Any], list[str
     seen = page.evaluate(LOOK)
     if seen["width"] > width:
         faults.append(f"is {seen['width']} px wide and scrolls sideways")
+    faults += [f"cut off on the right: {html}" for html in seen["cut"][:3]]
     faults += [f"no picture or no text for it: {source}" for source in seen["pictures"]]
     if seen["flat"]:
         faults.append(f"{seen['flat']} formulas are not drawn")
@@ -117,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     root = f"http://127.0.0.1:{server.server_port}/"
 
     seen: dict[str, dict[str, Any]] = {}
-    faults: dict[str, list[str]] = defaultdict(list)
+    faults: dict[str, list[str]] = defaultdict(list)  # with the looks that have them
     looks = list(itertools.product(names, WIDTHS.items(), THEMES))
     with sync_playwright() as playwright, tqdm(total=len(looks), unit="look") as bar:
         browser = playwright.chromium.launch(
@@ -127,22 +136,23 @@ def main(arguments: list[str] | None = None) -> None:
             size = ViewportSize(width=width, height=900)
             page = browser.new_page(viewport=size, color_scheme=theme)
             seen[root + name], wrong = look(page, root + name, width)
-            faults[name] += [f"{device}, {theme}: {fault}" for fault in wrong]
+            for fault in dict.fromkeys(wrong):
+                faults[f"{name}: {fault}"].append(f"{device} {theme}")
             picture = options.out / f"{Path(name).stem}-{device}-{theme}.png"
             page.screenshot(path=picture, full_page=True)
             page.close()
             bar.update()
         browser.close()
     for address, wrong in broken_links(seen, root).items():
-        faults[address.removeprefix(root)] += wrong
+        faults |= {f"{address.removeprefix(root)}: {fault}": [] for fault in wrong}
 
     links = {link for page in seen.values() for link in page["fromArticle"]}
     others = sorted(link for link in links if not link.startswith(root))
     print("\n".join(["links to other sites, not followed:", *others]))
     print(f"{len(names)} pages looked at {len(looks)} times; pictures: {options.out}")
-    lines = [f"{name}: {fault}" for name in faults for fault in faults[name]]
-    if lines:
-        sys.exit("\n".join(lines))
+    if faults:
+        lines = [f"{fault} ({', '.join(where)})" for fault, where in faults.items()]
+        sys.exit("\n".join(lines).replace(" ()", ""))
 
 
 if __name__ == "__main__":
