@@ -43,6 +43,7 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
+html_use_index = False  # the API is one page
 html_title = "adadelta_tx"
 html_theme_options = {
     "source_repository": "https://github.com/adadelta-tx/adadelta_tx/",
