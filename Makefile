@@ -23,8 +23,8 @@ demo: .venv/bench
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The code blocks of the pages in docs.
-test-docs: .venv/test
+# The code blocks of the pages in docs, some with PyTorch and Keras.
+test-docs: .venv/test .venv/peers
 	$(BIN)/python -m pytest -n 2 --dist worksteal docs
 
 docs: .venv/docs
