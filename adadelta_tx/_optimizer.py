@@ -38,8 +38,8 @@ AccumulatorDType = (
 class Adadelta(Node):
     r"""The Adadelta optimizer as an object, for code in BrainPy's style.
 
-    It has the arguments of ``brainpy.optimizers.Adadelta`` (2022) and stands where
-    that or ``brainpy.optim.Adadelta`` (2.8) stood. The equations are those of
+    It has the arguments of ``brainpy.optimizers.Adadelta`` (2022) and takes the place
+    of that or of ``brainpy.optim.Adadelta`` (2.8). The equations are those of
     :func:`adadelta_tx.adadelta`, with the weight decay :math:`\lambda` in
     :math:`x_t = (1 - \lambda) x_{t-1} - \alpha u_t`.
 
