@@ -343,11 +343,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(row["chip"] for row in rows))
     figure = pictures.figure(
         1.2 + 0.6 * len(names),
-        "The least time of a step, calculated: 1 is 28 bytes a parameter",
+        "The least time of a step on each chip, calculated from its peak numbers",
     )
     axes = figure.subplots()
     hollow = False
-    shift = {kind: 0.4 - 0.8 * i / (len(KINDS) - 1) for i, kind in enumerate(KINDS)}
+    shift = {kind: 0.33 - 0.66 * i / (len(KINDS) - 1) for i, kind in enumerate(KINDS)}
     for (kind, offset), marker in zip(shift.items(), "os^vDX", strict=True):
         shown = kind
         for row in rows:
@@ -368,7 +368,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 marker,
                 color=pictures.STYLES[1 if kind == OPTAX else 0].color,
                 fillstyle="none" if by_instructions else "full",
-                markersize=7,
+                markersize=6,
                 label=shown,
             )
             shown = "_"
@@ -376,7 +376,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.plot([], [], "ow", markeredgecolor="k", label="hollow: by\ninstructions")
     axes.axvline(1, color="black", linewidth=1, linestyle="--")
     axes.set(
-        xlabel="time, as a share of that to move 28 bytes a parameter",
+        xlabel="1 is the time to move 28 bytes a parameter, as float32 has to",
         yticks=range(len(names)),
         yticklabels=names,
         xlim=(0, None),

@@ -173,8 +173,7 @@ IMPLEMENTATIONS: dict[str, Make] = {
     "torch.compile": functools.partial(of_torch, True),
 }
 DONATED = {
-    name: of_optax(TRANSFORMATIONS[name], donate=(0, 1, 2))
-    for name in (OURS, OPTAX)
+    name: of_optax(TRANSFORMATIONS[name], donate=(0, 1, 2)) for name in (OURS, OPTAX)
 }
 
 
@@ -196,7 +195,7 @@ def measure(
     """
     params, grads = arrays(parameters, leaves)
     if leaves > MOST_COMPILED and jax.devices()[0].platform == "cpu":
-        makers = {name: make for name, make in makers.items() if name != "torch.compile"}
+        makers = {k: make for k, make in makers.items() if k != "torch.compile"}
     made = {}
     for name, make in makers.items():
         progress.set_description(f"{parameters:,} in {leaves}: {name}")
@@ -464,7 +463,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     times = [medians[name] / limit for name in names]
     figure = pictures.figure(
         1.1 + 0.3 * len(names),
-        "Time of one step, as a multiple of what the memory's speed allows",
+        "Time of one step, as a multiple of the memory-bandwidth limit",
     )
     axes = figure.subplots()
     axes.hlines(names, 1, times, color="0.6", linewidth=2)
@@ -477,9 +476,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         ).set_fontweight(bold)
         axes.get_yticklabels()[names.index(name)].set_fontweight(bold)
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
-    axes.annotate(
-        "limit: 28 bytes a parameter", (1.04, len(names) - 0.45), fontsize=9, va="center"
-    )
+    text = "limit: 28 bytes a parameter"
+    axes.annotate(text, (1.04, len(names) - 0.45), fontsize=9, va="center")
     axes.set(
         xscale="log",
         xlabel=f"{size // 10**6} million float32 parameters in one leaf; log scale",
