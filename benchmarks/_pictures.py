@@ -1,6 +1,6 @@
 """How the pictures look: wide as a page, and clear in grey and to the colour-blind."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,31 +41,6 @@ def plain(panels: Iterable[Axes]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
-
-
-def label_ends(
-    axes: Axes, ends: Mapping[str, tuple[float, float]], gap: float = 0.07
-) -> None:
-    """Writes names to the right of the lines that end there.
-
-    Args:
-      axes: Its limits are final.
-      ends: The last point of each line.
-      gap: The least distance of two names, as a share of the axes' height.
-    """
-    to_axes = axes.transData + axes.transAxes.inverted()
-    heights = {name: to_axes.transform(end)[1] for name, end in ends.items()}
-    free = float("-inf")
-    for name in sorted(heights, key=lambda name: heights[name]):
-        free = max(heights[name], free + gap)
-        axes.annotate(
-            name,
-            ends[name],
-            (1.02, free),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=9,
-        )
 
 
 def save(made: Figure, path: Path) -> None:

@@ -189,7 +189,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
             label=f"layer {i + 1} ({LAYERS[i]} × {LAYERS[i + 1]})",
         )
     bottom.set_title(
-        "Effective learning rate that Adadelta finds for each layer, ρ = 0.95, ε = 1e-6",
+        "Effective learning rates that Adadelta finds, ρ = 0.95, ε = 1e-6",
         loc="left",
         fontsize=10,
     )

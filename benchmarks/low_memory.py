@@ -270,6 +270,8 @@ def draw(problems: dict[str, list[dict[str, Any]]], path: Path) -> None:
     panels = figure.subplots(
         len(problems), len(scales), sharex=True, sharey="row", squeeze=False
     )
+    for axes in panels.flat:
+        axes.use_sticky_edges = False
     for row, (problem, runs) in zip(panels, problems.items(), strict=True):
         rhos = sorted({run["rho"] for run in runs})
         errors = {

@@ -207,7 +207,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     sharded = [row for row in rows if row["way"] == "sharded"]
     devices = [row["devices"] for row in sharded]
-    ends = {}
     for key, name, style in zip(
         ("state_bytes", "optax_state_bytes"),
         ("adadelta_tx:\nits part", "optax.adadelta:\nall of it"),
@@ -223,14 +222,19 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             linestyle=style.line,
             linewidth=2,
         )
-        ends[name] = devices[-1], values[-1]
+        axes.annotate(
+            name,
+            (devices[-1], values[-1]),
+            (10, 0),
+            textcoords="offset points",
+            va="center",
+        )
     axes.set(
-        xlabel=f"devices, {sharded[0]['parameters'] / 1e6:g} million parameters on each",
+        xlabel=f"devices, {sharded[0]['parameters'] // 10**6} M parameters on each",
         ylabel="MB on the fullest device",
         ylim=(0, None),
         xticks=devices,
     )
-    pictures.label_ends(axes, ends)
     pictures.plain([axes])
     pictures.save(figure, path)
 

@@ -313,7 +313,6 @@ def draw_errors(results: dict[str, Any], path: Path) -> None:
     """Figure 1: the test error by epoch, each method at its best cell."""
     figure = pictures.figure(4, "MNIST: test error of each method at its best setting")
     axes = figure.subplots()
-    ends = {}
     for i, (method, style) in enumerate(
         zip(reversed(METHODS), pictures.STYLES, strict=True)
     ):
@@ -324,6 +323,7 @@ def draw_errors(results: dict[str, Any], path: Path) -> None:
         errors = np.asarray(best["errors"])
         means = errors.mean(0)
         epochs = np.arange(1, len(means) + 1)
+        numbers = ", ".join(f"{k} = {best[k]:g}" for k in HYPERPARAMETERS if k in best)
         axes.errorbar(
             epochs + 0.05 * (i - 1.5),
             means,
@@ -333,16 +333,14 @@ def draw_errors(results: dict[str, Any], path: Path) -> None:
             color=style.color,
             capsize=2,
             elinewidth=0.8,
+            label=f"{method}, {numbers}",
         )
-        numbers = ", ".join(f"{k} {best[k]:g}" for k in HYPERPARAMETERS if k in best)
-        ends[f"{method}\n{numbers}"] = epochs[-1], means[-1]
     axes.set(
         xlabel="epoch",
         xticks=epochs,
         ylabel=f"%, mean and range of {results['seeds']} seeds",
-        ylim=(0, None),
     )
-    pictures.label_ends(axes, ends, gap=0.12)
+    axes.legend()
     pictures.plain([axes])
     pictures.save(figure, path)
 
@@ -365,7 +363,7 @@ def draw_steps(results: dict[str, Any], path: Path) -> None:
             f"layer {i + 1}: {mnist.LAYERS[i]} × {mnist.LAYERS[i + 1]}", fontsize=10
         )
     panels[0, 0].set(
-        ylabel="effective learning rate\nmedian, 5 % to 95 % grey", ylim=(0, 1.05)
+        ylabel="effective learning rate\n(grey: 5 % to 95 %)", ylim=(0, 1.05)
     )
     panels[1, 0].set(
         ylabel=f"RMS of the updates\nover {LOOK * SMOOTHED} batches", yscale="log"
