@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,9 @@ def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
 
+Key = TypeVar("Key")
+
+
 class Timed(NamedTuple):
     """Something to time, step by step."""
 
@@ -132,14 +135,14 @@ def timed_jax(
 
 
 def interleaved(
-    all_timed: Mapping[str, Timed], rounds: int, progress: Any
-) -> dict[str, list[float]]:
+    all_timed: Mapping[Key, Timed], rounds: int, progress: Any
+) -> dict[Key, list[float]]:
     """Seconds of ``2 * rounds`` steps of each, three in a row and the first dropped.
 
     That first one finds the caches as another left them. The order is drawn anew in
     each round.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in all_timed}
+    seconds: dict[Key, list[float]] = {name: [] for name in all_timed}
     order = random.Random(0)
     for _ in range(rounds):
         for name in order.sample([*all_timed], len(all_timed)):

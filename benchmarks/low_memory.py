@@ -306,7 +306,7 @@ def draw(problems: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs all cases, prints the tables and writes the result and a picture."""
     parser = report.parser(
-        "low_memory", __doc__, "DURATION", "one epoch, ρ = 0.95 only"
+        "low_memory", __doc__, "about an hour", "one epoch, ρ = 0.95 only"
     )
     mnist.add_option(parser)
     parser.add_argument("--seeds", type=int, default=5, help="runs of each case")

@@ -165,7 +165,7 @@ def memory(kinds: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all cases, prints the tables and writes the result and a picture."""
-    parser = report.parser("scale", __doc__, "DURATION")
+    parser = report.parser("scale", __doc__, "15 seconds")
     parser.add_argument(
         "--parameters", type=int, default=4_000_000, help="on each device"
     )

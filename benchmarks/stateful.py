@@ -118,7 +118,9 @@ def summary(results: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs both comparisons, prints the tables and writes the result."""
-    parser = report.parser("stateful", __doc__, "a minute", "few rounds and epochs")
+    parser = report.parser(
+        "stateful", __doc__, "half a minute", "few rounds and epochs"
+    )
     parser.add_argument("--variables", type=int, default=40, help="of 64 x 64")
     parser.add_argument("--rounds", type=int, default=100, help="of two updates")
     parser.add_argument("--epochs", type=int, default=8, help="of the training run")

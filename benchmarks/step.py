@@ -51,15 +51,15 @@ MOST_COMPILED = 100
 """Leaves; for 500, torch.compile takes minutes on a CPU."""
 LIMIT, LIMIT_FROM = "limit", 10**7
 STEP_BYTES, PASS_BYTES = 28, 8
-KEPT = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
+TUNABLES, KEPT = "GLIBC_TUNABLES", "memory kept"
 ALLOCATORS = {
     "as it is": "",
     "huge pages": "glibc.malloc.hugetlb=1",
-    "memory kept": f"{KEPT}:glibc.malloc.arena_max=1",
+    KEPT: "glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=4294967296:glibc.malloc.arena_max=1",
 }
 """``GLIBC_TUNABLES``. Threads but the first allocate in arenas, which keep no large
 memory: hence one arena."""
-TUNABLES = "GLIBC_TUNABLES"
 ALLOCATED = (10**6, 10**7, REFERENCE)
 
 Make = Callable[[list[np.ndarray], list[np.ndarray]], report.Timed]

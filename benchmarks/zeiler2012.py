@@ -337,7 +337,7 @@ def draw_errors(results: dict[str, Any], path: Path) -> None:
         )
     axes.set(
         xlabel="epoch",
-        xticks=epochs,
+        xticks=range(1, results["epochs"] + 1),
         ylabel=f"%, mean and range of {results['seeds']} seeds",
     )
     axes.legend()

@@ -30,7 +30,7 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains under all choices, prints the table and writes the result."""
-    parser = report.parser("zeiler2012_choices", __doc__, "DURATION")
+    parser = report.parser("zeiler2012_choices", __doc__, "about 25 minutes")
     mnist.add_option(parser)
     parser.add_argument("--epochs", type=int, default=6, help="of each run")
     options = parser.parse_args(arguments)
