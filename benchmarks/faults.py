@@ -270,7 +270,7 @@ def summary(results: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all faults, prints the table and writes it."""
-    parser = report.parser("faults", __doc__, "DURATION")
+    parser = report.parser("faults", __doc__, "10 to 15 minutes")
     parser.add_argument("--kills", type=int, default=200, help="for each format")
     parser.add_argument("--damaged", type=int, default=5_000, help="for each format")
     parser.add_argument("--stops", type=int, default=100, help="by a full disk, each")

@@ -23,6 +23,7 @@ import functools
 import multiprocessing
 import os
 import resource
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -249,17 +250,13 @@ def measure_here(parameters: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def page_faults(step: Callable[[], Any]) -> float:
-    """Of a step, the mean of 8, after two that leave their memory to them."""
-
-    def count() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-    for _ in range(2):
+    """Of a step, the median of 9."""
+    counts = []
+    for _ in range(9):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         step()
-    before = count()
-    for _ in range(8):
-        step()
-    return (count() - before) / 8
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return statistics.median(counts)
 
 
 @contextlib.contextmanager

@@ -179,6 +179,26 @@ def test_headlines():
     assert f"in 500 leaves take {share:.2f} of its time" in page("README")
 
 
+@pytest.mark.parametrize(
+    ("chips", "told"),
+    [
+        ("TPU", "a step moves 28 bytes a parameter, optax's 38 to 48"),
+        ("[AHB]", "it moves the same bytes as optax's"),
+    ],
+)
+def test_headlines_of_accelerators(chips, told):
+    rows = json.loads((ROOT / "benchmarks/results/accelerators.json").read_text())
+    moved = {"float32": set(), "optax.adadelta": set()}
+    for row in rows["results"]["rows"]:
+        alone = row["leaves"] and row["chips"] == 1  # no training step
+        if alone and row["kind"] in moved and re.match(chips, row["chip"]):
+            moved[row["kind"]].add(round(row["memory_bytes"] / row["parameters"]))
+    ours, theirs = moved.values()
+    assert ours == {28}
+    assert (min(theirs), max(theirs)) == ((38, 48) if chips == "TPU" else (28, 28))
+    assert told in page("README")
+
+
 def test_what_a_look_inside_costs():
     cost = zeiler2012.look_cost(results(zeiler2012)["results"])
     assert cost in page("looking_inside")

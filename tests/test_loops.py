@@ -1,4 +1,4 @@
-"""Training loops that README names without showing them; the others run there."""
+"""Training loops that the pages name without showing them; the others run there."""
 
 import chex
 import flax.linen as nn

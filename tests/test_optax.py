@@ -292,7 +292,7 @@ INJECT = optax.inject_hyperparams(
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
 @pytest.mark.parametrize("accumulator_dtype", [None, "bfloat16", "uint8"])
 def test_apply_if_finite_around_inject_hyperparams(dtype, accumulator_dtype):
-    """As the README has it: its two branches have the same dtypes."""
+    """As docs/recipes.md has it: its two branches have the same dtypes."""
     inner = INJECT(0.5, weight_decay=0.1, accumulator_dtype=accumulator_dtype)
     tx = optax.apply_if_finite(inner, max_consecutive_errors=1000)
     grads = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
