@@ -12,7 +12,7 @@ BIN := .venv/bin
 # What is installed for one Python does not count for another: its folder is another.
 INSTALLED := .venv/lib/python$(VERSION)
 ACCELERATORS := .venv-accelerators/lib/python$(VERSION)/accelerators
-EXTRAS := $(addprefix .venv/,bench docs examples peers test)
+EXTRAS := $(addprefix .venv/,bench docs examples comparison test)
 
 .PHONY: demo test test-docs docs check-docs lint bench accelerators test-accelerators \
     examples clean $(EXTRAS)
@@ -24,7 +24,7 @@ test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The code blocks of the pages in docs, some with PyTorch and Keras.
-test-docs: .venv/test .venv/peers
+test-docs: .venv/test .venv/comparison
 	$(BIN)/python -m pytest -n 2 --dist worksteal docs
 
 docs: .venv/docs
@@ -40,7 +40,7 @@ lint: .venv/test .venv/docs
 	$(BIN)/pyright
 
 # QUICK=1 measures fewer cases.
-bench: .venv/peers
+bench: .venv/comparison
 	$(BIN)/python -m benchmarks.step $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.training $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.stateful $(if $(QUICK),--quick)

@@ -53,26 +53,19 @@ def scalar(
     return array if isinstance(array, jax.Array) else float(array)
 
 
-def warn_of_habits(numbers: dict[str, Any], *places: str) -> None:
-    """Warns of a learning rate, ε and ρ that are in range, but hardly what was meant.
+def warn_of_exchange(eps: dict[str, Any], rho: dict[str, Any]) -> None:
+    """Warns of ε and ρ that are in range, but look like each other.
 
     Args:
-      numbers: These three, in this order, by their names.
-      places: Which argument ε is, and which ρ is.
+      eps: The number, by what the argument is called; and so for ``rho``.
+      rho: Likewise.
     """
-    (lr_name, lr), (eps_name, eps), (rho_name, rho) = numbers.items()
-    known = [isinstance(x, float | int) for x in (lr, eps, rho)]
-    if all(known[1:]) and (eps >= 0.5 or 0 < rho < 0.01):
+    ((eps_name, one),), ((rho_name, other),) = eps.items(), rho.items()
+    known = isinstance(one, float | int) and isinstance(other, float | int)
+    if known and (one >= 0.5 or 0 < other < 0.01):
         warnings.warn(
-            f"{eps_name}={eps} and {rho_name}={rho} look as if they had changed places:"
-            f" {eps_name} is the {places[0]} argument and {rho_name} the {places[1]}.",
-            stacklevel=3,
-        )
-    if known[0] and 0 < lr <= 0.01:
-        warnings.warn(
-            f"{lr_name}={lr} makes every step {1 / lr:.0f} times shorter than "
-            "Adadelta's, which finds the length of its steps itself: leave "
-            f"{lr_name} at 1, the paper's.",
+            f"{eps_name}={one} and {rho_name}={other} look as if they had changed "
+            f"places. Write {eps_name}={other}, {rho_name}={one}.",
             stacklevel=3,
         )
 

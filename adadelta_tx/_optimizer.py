@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from jax.core import Tracer
 from adadelta_tx._accumulators import as_state, check_requested, parts, suffixes
 from adadelta_tx._checkpoint import load_states, save_states
 from adadelta_tx._diagnostics import effective_learning_rate
-from adadelta_tx._hyperparameters import NUMBERS, number, warn_of_habits
+from adadelta_tx._hyperparameters import NUMBERS, number, warn_of_exchange
 from adadelta_tx._names import Node
 from adadelta_tx._schedules import Schedule, current_rate, make_schedule, track_like
 from adadelta_tx._step import step
@@ -126,8 +127,14 @@ class Adadelta(Node):
         self.accumulator_dtype = check_requested(accumulator_dtype)
         self._suffixes = suffixes(self.accumulator_dtype)
         self.lr = lr
-        names = {"lr": lr, "epsilon": self.epsilon, "rho": self.rho}
-        warn_of_habits(names, "third", "fourth")
+        warn_of_exchange({"epsilon": self.epsilon}, {"rho": self.rho})
+        if isinstance(lr, int | float) and 0 < lr <= 0.01:
+            warnings.warn(
+                f"lr={lr} makes every step {1 / lr:.0f} times shorter than Adadelta's, "
+                "which finds the length of its steps itself: leave lr at 1, the "
+                "paper's.",
+                stacklevel=2,
+            )
         self._start(train_vars, name)
 
     if not TYPE_CHECKING:  # for which __init__ says it all

@@ -13,7 +13,13 @@ from jax.typing import DTypeLike
 
 from adadelta_tx import _accumulators as accumulators
 from adadelta_tx import _trees as trees
-from adadelta_tx._hyperparameters import BELOW_1, POSITIVE, rate, scalar, warn_of_habits
+from adadelta_tx._hyperparameters import (
+    BELOW_1,
+    POSITIVE,
+    rate,
+    scalar,
+    warn_of_exchange,
+)
 
 
 def scale_by_adadelta(
@@ -246,8 +252,7 @@ def adadelta(
         scale_by_adadelta(rho, eps, accumulator_dtype=accumulator_dtype),
         _scale_by_learning_rate(learning_rate),
     )
-    names = {"learning_rate": learning_rate, "eps": eps, "rho": rho}
-    warn_of_habits(names, "third", "second")
+    warn_of_exchange({"eps": eps}, {"rho": rho})
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any

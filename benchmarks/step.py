@@ -549,7 +549,7 @@ def main(arguments: list[str] | None = None) -> None:
         nargs="+",
         choices=IMPLEMENTATIONS,
         default=[*IMPLEMENTATIONS],
-        help="those to time; Keras and torch come with the extra peers",
+        help="those to time; Keras and torch come with the extra comparison",
     )
     options = parser.parse_args(arguments)
     # On a GPU, leave memory to the libraries that are not JAX.
@@ -568,7 +568,7 @@ def main(arguments: list[str] | None = None) -> None:
         results: dict[str, Any] = {"versions": versions(makers)}
     except PackageNotFoundError as error:
         parser.error(
-            f"{error}: it comes with the extra peers, or choose --implementations."
+            f"{error}: it comes with the extra comparison, or choose --implementations."
         )
 
     cases = [(size, 1) for size in sizes] + [(OF_LEAVES, n) for n in leaves]
