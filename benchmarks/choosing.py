@@ -277,13 +277,20 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs all parts, prints tables, writes the result and two pictures."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.choosing",
-        description=f"{__doc__}\nIt takes about 8 minutes on two cores, --quick one.",
+        description=f"{__doc__}\nTakes 8 minutes on 2 cores.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--quick", action="store_true", help="1 seed, 2 epochs, few rates and sizes"
+        "--quick",
+        action="store_true",
+        help="one seed, 2 epochs, few rates and sizes: half a minute",
     )
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=report.RESULTS,
+        help="folder for results and pictures (default: results)",
+    )
     options = parser.parse_args(arguments)
     seeds, epochs = (1, 2) if options.quick else (5, 40)
     factors, sizes = ((0.1, 1.0), (32,)) if options.quick else (FACTORS, BATCHES)

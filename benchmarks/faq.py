@@ -331,10 +331,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the experiments, prints the tables, writes the result."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.faq",
-        description=f"{__doc__}\nIt takes about half a minute on two cores.",
+        description=f"{__doc__}\nTakes half a minute on 2 cores.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=report.RESULTS,
+        help="folder for results (default: results)",
+    )
     options = parser.parse_args(arguments)
     results = {}
     with tqdm(QUESTIONS.items(), unit="question", disable=None) as progress:
