@@ -1,8 +1,21 @@
-# Every target works from a fresh clone on Python 3.11 or newer with venv.
-PYTHON ?= python3
-BIN := .venv/bin
+# Every target works from a fresh clone on Python 3.11 or newer with venv. The Python of
+# .venv stays until another one is named: make test PYTHON=python3.13
+PYTHON ?= $(if $(wildcard .venv/lib/python3.1[1-9]),.venv/bin/python,python3)
+VERSION := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
+    print("%d.%d" % v[:2] if v >= (3, 11) else "is %d.%d.%d" % v[:3])' 2>/dev/null || echo cannot be run)
+ifneq ($(words $(VERSION)),1)
+$(error adadelta_tx needs Python 3.11 or newer; $(PYTHON) $(VERSION): \
+make $(or $(MAKECMDGOALS),demo) PYTHON=python3.13)
+endif
 
-.PHONY: demo test lint bench accelerators test-accelerators examples clean
+BIN := .venv/bin
+# What is installed for one Python does not count for another: its folder is another.
+INSTALLED := .venv/lib/python$(VERSION)
+ACCELERATORS := .venv-accelerators/lib/python$(VERSION)/accelerators
+EXTRAS := $(addprefix .venv/,bench docs examples peers test)
+
+.PHONY: demo test test-docs docs check-docs lint bench accelerators test-accelerators \
+    examples clean $(EXTRAS)
 
 demo: .venv/bench
 	$(BIN)/python -m benchmarks.demo
@@ -10,7 +23,18 @@ demo: .venv/bench
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: .venv/test
+# The code blocks of the pages in docs, some with PyTorch and Keras.
+test-docs: .venv/test .venv/peers
+	$(BIN)/python -m pytest -n 2 --dist worksteal docs
+
+docs: .venv/docs
+	$(BIN)/python -m sphinx -W --keep-going docs docs/_build/html
+
+# Looks at each page with Chromium, of the system or of CHROMIUM=/path/to/it.
+check-docs: docs
+	$(BIN)/python docs/check_pages.py
+
+lint: .venv/test .venv/docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -21,10 +45,10 @@ bench: .venv/peers
 	$(BIN)/python -m benchmarks.training $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.stateful $(if $(QUICK),--quick)
 
-accelerators: .venv-accelerators/installed
+accelerators: $(ACCELERATORS)
 	.venv-accelerators/bin/python -m benchmarks.accelerators $(if $(QUICK),--quick)
 
-test-accelerators: .venv-accelerators/installed
+test-accelerators: $(ACCELERATORS)
 	.venv-accelerators/bin/python -m pytest -m accelerators tests/test_accelerators.py
 
 examples: .venv/examples
@@ -33,18 +57,20 @@ examples: .venv/examples
 	$(BIN)/python examples/table.py
 
 clean:
-	rm -rf .venv .venv-accelerators dist results .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-accelerators dist results .pytest_cache .ruff_cache .hypothesis \
+	    docs/_build docs/_generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/bench .venv/examples .venv/peers .venv/test: .venv/%: pyproject.toml | .venv/bin/python
+$(EXTRAS): .venv/%: $(INSTALLED)/%
+
+$(EXTRAS:.venv/%=$(INSTALLED)/%): $(INSTALLED)/%: pyproject.toml | $(INSTALLED)/site-packages/pip
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
-
 # JAX loads the compilers wherever they are installed, so they have an environment.
-.venv-accelerators/installed: pyproject.toml
-	test -x .venv-accelerators/bin/python || $(PYTHON) -m venv .venv-accelerators
+$(ACCELERATORS): pyproject.toml | $(dir $(ACCELERATORS))site-packages/pip
 	.venv-accelerators/bin/python -m pip install --quiet --editable '.[accelerators]'
 	touch $@
+
+%/lib/python$(VERSION)/site-packages/pip:
+	$(PYTHON) -m venv --clear $* || { rm -rf $*; exit 1; }

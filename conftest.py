@@ -5,6 +5,11 @@ from sybil.parsers.markdown import ClearNamespaceParser, PythonCodeBlockParser
 # Before JAX starts: the sharding tests want more than one device.
 chex.set_n_cpu_devices(8)
 
+collect_ignore_glob = [
+    "docs/*.py",
+    "docs/_*",
+]  # how the pages are built, and the built ones
+
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), ClearNamespaceParser()],
     patterns=["README.md", "docs/*.md"],

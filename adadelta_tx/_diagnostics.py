@@ -56,7 +56,7 @@ def effective_learning_rate(
         among them, all are NaN.
 
     Returns:
-      A tree like the parameters: arrays of their shapes, or of shape
+      A tree like the parameters, of arrays of their shapes, or of shape
       ``(len(percentiles),)``, in the accumulators' dtypes but at least float32, and
       float32 for codes. A leaf that no Adadelta updates is an
       :class:`optax.MaskedNode`, and so are the percentiles of no elements.

@@ -38,8 +38,8 @@ AccumulatorDType = (
 class Adadelta(Node):
     r"""The Adadelta optimizer as an object, for code in BrainPy's style.
 
-    It has the arguments of ``brainpy.optimizers.Adadelta`` (2022) and stands where
-    that or ``brainpy.optim.Adadelta`` (2.8) stood. The equations are those of
+    It has the arguments of ``brainpy.optimizers.Adadelta`` (2022) and takes the place
+    of that or of ``brainpy.optim.Adadelta`` (2.8). The equations are those of
     :func:`adadelta_tx.adadelta`, with the weight decay :math:`\lambda` in
     :math:`x_t = (1 - \lambda) x_{t-1} - \alpha u_t`.
 
@@ -64,7 +64,7 @@ class Adadelta(Node):
       epsilon: :math:`\epsilon`, above 0. The third argument, as in 2022; in BrainPy
         2.8 that is ``weight_decay``.
       rho: :math:`\rho`, in [0, 1).
-      name: A valid identifier that no living optimizer has. ``None`` takes the
+      name: A valid identifier that no optimizer in use has. ``None`` takes the
         next of ``Adadelta0``, ``Adadelta1``, …
       weight_decay: :math:`\lambda`, in [0, 1]. ``None`` means 0.
       accumulator_dtype: As for :func:`adadelta_tx.adadelta`.

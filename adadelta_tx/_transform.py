@@ -158,9 +158,9 @@ def adadelta(
       \end{align*}
 
     where :math:`s` = E[g²] and :math:`d` = E[Δx²] start at 0 and :math:`\alpha`
-    is the learning rate. The same numbers are calculated in another order, one
-    in which each array overwrites its input. So where the step is compiled with
-    real parameters and the state donated, it needs no memory of its own.
+    is the learning rate. The same numbers are calculated in another order, in
+    which each array is updated in place. So where the step is compiled with real
+    parameters and the state donated, it needs no temporary memory.
 
     Any finite gradient gives a finite update and state. A longer one than the
     accumulators have room for counts as the longest, and so does an infinite

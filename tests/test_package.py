@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,8 @@ from benchmarks import (
     zeiler2012,
     zeiler2012_choices,
 )
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_public_names():
@@ -45,6 +48,44 @@ def test_imports_only_what_it_depends_on():
     others = {"brainpy", "brainstate", "flax", "haiku", "keras", "orbax", "torch"}
     assert "optax" in modules
     assert not modules & {*others, "h5py", "matplotlib", "scipy", "sklearn", "tqdm"}
+
+
+def make(tmp_path, *arguments, prints):
+    """What make says with a Python that prints this version of itself."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho {prints}\n")
+    python.chmod(0o755)
+    command = ["make", "--dry-run", *arguments, f"PYTHON={python}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return result.stdout, result.stderr.strip()
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "docs"])
+def test_makefile_with_an_old_python(target, tmp_path):
+    _, error = make(tmp_path, target, prints="is 3.10.13")
+    assert error.count("\n") == 0
+    assert "needs Python 3.11 or newer" in error
+    assert f"is 3.10.13: make {target} PYTHON=python3.13" in error
+
+
+def test_makefile_makes_the_environment_anew_for_another_python(tmp_path):
+    commands, _ = make(tmp_path, "test", prints="3.99")
+    assert "venv --clear .venv" in commands
+    assert "pip install --quiet --editable '.[test]'" in commands
+
+
+def test_citation_has_the_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {adadelta_tx.__version__}\n" in citation
+
+
+def test_page_of_results_has_them_all():
+    page = (ROOT / "docs" / "results.md").read_text()
+    for path in (ROOT / "benchmarks" / "results").glob("*"):
+        if path.suffix == ".json":
+            assert f"_generated/{path.stem}.md" in page
+        if path.suffix == ".png":
+            assert f"(../benchmarks/results/{path.name})" in page
 
 
 def test_demo(tmp_path, capsys):
