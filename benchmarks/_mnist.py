@@ -1,5 +1,6 @@
 """MNIST, and the network that Zeiler (2012) trains on it."""
 
+import argparse
 import gzip
 import itertools
 import struct
@@ -27,6 +28,17 @@ class Data(NamedTuple):
     train_labels: jax.Array
     test_images: jax.Array
     test_labels: jax.Array
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Where to :func:`load` from, for commands that train on MNIST."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with MNIST's four IDX files, gzipped or not; without it, "
+        "scikit-learn downloads MNIST",
+    )
 
 
 def load(folder: Path | None) -> Data:

@@ -1,24 +1,61 @@
-"""What every benchmark prints and writes: the machine, a table, a result file."""
+"""What every benchmark shares: its options, what it times, prints and writes."""
 
+import argparse
 import json
 import os
 import platform
 import random
-import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 RESULTS = Path("results")
-"""Where results go by default; README's are in benchmarks/results."""
+"""Where results go by default; the documentation's are in benchmarks/results."""
+
+
+class _Help(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Keeps line breaks, and tells defaults where there is something to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def parser(
+    name: str, description: str | None, duration: str, quick: str | None = None
+) -> argparse.ArgumentParser:
+    """The options that the commands share.
+
+    Args:
+      name: The module's.
+      description: Its docstring.
+      duration: How long the command takes on a machine with 2 cores.
+      quick: What ``--quick`` leaves out; ``None`` for a command that has no such
+        option.
+    """
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=f"{description}\nTakes {duration} on 2 cores.",
+        formatter_class=_Help,
+    )
+    if quick:
+        made.add_argument("--quick", action="store_true", help=quick)
+    made.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder for results and pictures"
+    )
+    return made
 
 
 def environment() -> dict[str, Any]:
@@ -46,7 +83,10 @@ def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
 
-class Peer(NamedTuple):
+Key = TypeVar("Key")
+
+
+class Timed(NamedTuple):
     """Something to time, step by step."""
 
     step: Callable[[], Any]
@@ -60,16 +100,15 @@ class Peer(NamedTuple):
     total_bytes: int | None = None
 
 
-def jax_peer(
+def timed_jax(
     update: Callable[[Any, Any, Any], tuple[Any, Any]],
     params: Any,
     state: Any,
     inputs: Any,
-    donate_inputs: bool = False,
-) -> Peer:
-    """A compiled ``update(params, state, inputs)``, the first two donated."""
-    argnums = (0, 1, 2) if donate_inputs else (0, 1)
-    step = jax.jit(update, donate_argnums=argnums)
+    donate: tuple[int, ...] = (0, 1),
+) -> Timed:
+    """A compiled ``update(params, state, inputs)``, which donates those arguments."""
+    step = jax.jit(update, donate_argnums=donate)
     with warnings.catch_warnings():  # four arrays are given for three
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         compiled = step.lower(params, state, inputs).compile()
@@ -78,14 +117,14 @@ def jax_peer(
 
     def before() -> None:
         nonlocal given
-        if donate_inputs:
+        if 2 in donate:
             given = jax.block_until_ready(jax.tree.map(jnp.array, inputs))
 
     def one() -> None:
         nonlocal carry
         carry = jax.block_until_ready(compiled(*carry, given))
 
-    return Peer(
+    return Timed(
         one,
         lambda: jax.tree.leaves(carry[0]),
         before,
@@ -96,22 +135,22 @@ def jax_peer(
 
 
 def interleaved(
-    peers: Mapping[str, Peer], rounds: int, progress: Any
-) -> dict[str, list[float]]:
+    all_timed: Mapping[Key, Timed], rounds: int, progress: Any
+) -> dict[Key, list[float]]:
     """Seconds of ``2 * rounds`` steps of each, three in a row and the first dropped.
 
-    That first one finds the caches as another peer left them. The order of the peers
-    is drawn anew in each round.
+    That first one finds the caches as another left them. The order is drawn anew in
+    each round.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    seconds: dict[Key, list[float]] = {name: [] for name in all_timed}
     order = random.Random(0)
     for _ in range(rounds):
-        for name in order.sample([*peers], len(peers)):
-            peer = peers[name]
+        for name in order.sample([*all_timed], len(all_timed)):
+            timed = all_timed[name]
             for repetition in range(3):
-                peer.before()
+                timed.before()
                 start = time.perf_counter()
-                peer.step()
+                timed.step()
                 if repetition:
                     seconds[name].append(time.perf_counter() - start)
         progress.update()
@@ -119,7 +158,7 @@ def interleaved(
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a compiled program allocates beside its arguments and results."""
+    """What a compiled program allocates besides its arguments and results."""
     return _memory(compiled).temp_size_in_bytes
 
 
@@ -137,12 +176,16 @@ def _memory(compiled: jax.stages.Compiled) -> Any:
     return memory
 
 
-def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and range of several timed runs, as they are kept with each result."""
+def milliseconds(seconds: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles and range of timed runs, as they are kept with each result."""
+    fastest, lower, median, upper, slowest = (
+        1e3 * np.percentile(seconds, (0, 25, 50, 75, 100))
+    ).tolist()
     return {
-        "median_ms": 1e3 * statistics.median(seconds),
-        "fastest_ms": 1e3 * min(seconds),
-        "slowest_ms": 1e3 * max(seconds),
+        "median_ms": median,
+        "quartiles_ms": [lower, upper],
+        "fastest_ms": fastest,
+        "slowest_ms": slowest,
     }
 
 

@@ -11,7 +11,6 @@ to move: it reads each array once and writes parameters and state once. The whol
 training step is that of two layers, whose weights are sharded over all chips.
 """
 
-import argparse
 import functools
 import logging
 import multiprocessing
@@ -26,11 +25,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import adadelta_tx
 from benchmarks import _chips as chips
+from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 
 SIDE, LEAVES = 4096, (1, 8)
@@ -341,11 +340,14 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the calculated time of a step, as a share of float32's limit."""
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    axes = figure.subplots()
     names = list(dict.fromkeys(row["chip"] for row in rows))
+    figure = pictures.figure(
+        1.2 + 0.6 * len(names),
+        "The least time of a step on each chip, calculated from its peak numbers",
+    )
+    axes = figure.subplots()
     hollow = False
-    shift = {kind: 0.24 - 0.48 * i / (len(KINDS) - 1) for i, kind in enumerate(KINDS)}
+    shift = {kind: 0.33 - 0.66 * i / (len(KINDS) - 1) for i, kind in enumerate(KINDS)}
     for (kind, offset), marker in zip(shift.items(), "os^vDX", strict=True):
         shown = kind
         for row in rows:
@@ -364,41 +366,33 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 max(share.values()),
                 names.index(row["chip"]) - offset,
                 marker,
-                color="black" if kind == OPTAX else "C0",
+                color=pictures.STYLES[1 if kind == OPTAX else 0].color,
                 fillstyle="none" if by_instructions else "full",
-                markersize=8,
+                markersize=6,
                 label=shown,
             )
             shown = "_"
     if hollow:
-        label = "hollow: bound by\ninstructions"
-        axes.plot([], [], "ow", markeredgecolor="C0", label=label)
-    axes.axvline(1, color="0.4", linewidth=1, linestyle="--")
+        axes.plot([], [], "ow", markeredgecolor="k", label="hollow: by\ninstructions")
+    axes.axvline(1, color="black", linewidth=1, linestyle="--")
     axes.set(
-        title="The least time that a step can take, calculated:\n"
-        "1 is 28 bytes a parameter, what float32 has to move",
-        xlabel="share of the time to move 28 bytes a parameter",
+        xlabel="1 is the time to move 28 bytes a parameter, as float32 has to",
         yticks=range(len(names)),
         yticklabels=names,
         xlim=(0, None),
         ylim=(len(names) - 0.5, -0.5),
     )
+    pictures.plain([axes])
+    axes.grid(visible=False, axis="y")
     for i in range(len(names) - 1):
-        axes.axhline(i + 0.5, color="0.9", linewidth=1)
-    axes.grid(axis="x", alpha=0.3)
+        axes.axhline(i + 0.5, color="0.85", linewidth=1)
     figure.legend(loc="outside right center", frameon=False)
-    figure.savefig(path, dpi=120)
+    pictures.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Compiles all programs, prints tables, writes the counts and a picture."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accelerators",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="few chips")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    parser = report.parser("accelerators", __doc__, "DURATION", "few chips")
     options = parser.parse_args(arguments)
     try:
         versions = chips.versions()
@@ -419,7 +413,6 @@ def main(arguments: list[str] | None = None) -> None:
     results = {"versions": versions, "chips": peaks, "rows": rows}
     print(f"written: {report.write(options.out, 'accelerators', results)}")
     draw(rows, options.out / "accelerators.png")
-    print(f"picture: {options.out / 'accelerators.png'}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ batch sizes at the usual one. Mean and standard deviation of seeds, which are of
 initial weights and of the order of the images.
 """
 
-import argparse
 import functools
 import math
 import statistics
@@ -275,22 +274,8 @@ def draw_rates(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all parts, prints tables, writes the result and two pictures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.choosing",
-        description=f"{__doc__}\nTakes 8 minutes on 2 cores.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="one seed, 2 epochs, few rates and sizes: half a minute",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=report.RESULTS,
-        help="folder for results and pictures (default: results)",
-    )
+    quick = "one seed, 2 epochs, few rates and sizes: about a minute"
+    parser = report.parser("choosing", __doc__, "8 minutes", quick)
     options = parser.parse_args(arguments)
     seeds, epochs = (1, 2) if options.quick else (5, 40)
     factors, sizes = ((0.1, 1.0), (32,)) if options.quick else (FACTORS, BATCHES)

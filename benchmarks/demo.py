@@ -1,11 +1,10 @@
-"""Trains a classifier of handwritten digits with four optimizers, side by side.
+"""Trains a classifier of handwritten digits with each of four optimizers.
 
 Prints a table and draws the losses, and the effective learning rate that
 Adadelta found for each layer. The data are scikit-learn's: 1797 digits of 8 x 8
 pixels. Exits with an error if Adadelta misses 95 % test accuracy.
 """
 
-import argparse
 import functools
 import itertools
 import sys
@@ -17,24 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import adadelta_tx
+from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 
 OPTIMIZERS = {
-    "adadelta_tx.adadelta()": adadelta_tx.adadelta(),
-    "optax.adadelta(1.0)": optax.adadelta(1.0),
+    "adadelta_tx.adadelta(rho=0.95)": adadelta_tx.adadelta(rho=0.95),
+    "optax.adadelta(1.0, rho=0.95)": optax.adadelta(1.0, rho=0.95),
     "optax.sgd(0.1)": optax.sgd(0.1),
     "optax.adam(1e-3)": optax.adam(1e-3),
 }
-OURS = "adadelta_tx.adadelta()"
+OURS = "adadelta_tx.adadelta(rho=0.95)"
 LAYERS = (64, 256, 128, 10)
 BATCH = 32
-STYLES = ("-", "--", "-.", ":")
 REQUIRED_ACCURACY = 0.95
 
 
@@ -48,7 +46,7 @@ class Run(NamedTuple):
     state_bytes: int
     """Of the optimizer's state."""
     temporary_bytes: int
-    """That the optimizer's step takes beside parameters, gradients and state."""
+    """That the optimizer's step takes besides parameters, gradients and state."""
     losses: list[float]
     """Mean training loss of each epoch."""
     rates: list[list[float]]
@@ -165,53 +163,55 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
     return report.table(header, rows)
 
 
-def draw(runs: dict[str, Run], path: Path) -> None:
+def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     """Draws the losses, and the effective learning rates of our run."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for (name, run), style in zip(runs.items(), STYLES, strict=False):
-        epochs = range(1, len(run.losses) + 1)
-        label = f"{name}, test {run.accuracy:.1%}"
-        left.plot(epochs, run.losses, style, label=label, linewidth=1.8)
-    left.set(
-        title="Handwritten digits: training loss",
-        xlabel="epoch",
-        ylabel="mean cross-entropy of the epoch (nats)",
-        yscale="log",
+    figure = pictures.figure(6.4, "Training on handwritten digits")
+    top, bottom = figure.subplots(2, 1)
+    for (name, run), style in zip(results.items(), pictures.STYLES, strict=False):
+        top.plot(
+            range(1, len(run["losses"]) + 1),
+            run["losses"],
+            color=style.color,
+            linestyle=style.line,
+            linewidth=4 if name == OURS else 1.8,
+            label=f"{name}, test accuracy {run['accuracy']:.1%}",
+        )
+    top.set_title("Training loss with four optimizers", loc="left", fontsize=10)
+    top.set(ylabel="mean of the epoch (nats)", yscale="log")
+    rates = np.array(results[OURS]["rates"])
+    for i, style in zip(range(rates.shape[1]), pictures.STYLES, strict=False):
+        bottom.plot(
+            range(1, len(rates) + 1),
+            rates[:, i],
+            color="black",
+            linestyle=style.line,
+            linewidth=1.8,
+            label=f"layer {i + 1} ({LAYERS[i]} × {LAYERS[i + 1]})",
+        )
+    bottom.set_title(
+        "Effective learning rates that Adadelta finds, ρ = 0.95, ε = 1e-6",
+        loc="left",
+        fontsize=10,
     )
-    left.legend()
-    rates = np.array(runs[OURS].rates)
-    for i, style in zip(range(rates.shape[1]), STYLES, strict=False):
-        label = f"layer {i + 1} ({LAYERS[i]} × {LAYERS[i + 1]})"
-        right.plot(range(1, len(rates) + 1), rates[:, i], style, label=label)
-    right.set(
-        title="Effective learning rate that adadelta_tx found",
-        xlabel="epoch",
-        ylabel="RMS[Δx] / RMS[g], median of the weights",
-        yscale="log",
-        ylim=(None, 1.3),
-    )
-    right.axhline(1.0, color="black", linewidth=0.8, zorder=1)
-    right.annotate(
+    bottom.set(xlabel="epoch", ylabel="median RMS[Δx] / RMS[g]", ylim=(0, 1.15))
+    bottom.annotate(
         "1: gradients and steps are both far below √ε",
         (len(rates), 1.0),
         (0, 5),
         textcoords="offset points",
         ha="right",
+        fontsize=9,
     )
-    right.legend()
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    for axes in (top, bottom):
+        axes.legend(fontsize=9, handlelength=3.5)
+    pictures.plain([top, bottom])
+    pictures.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the demonstration."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.demo", description=__doc__
-    )
-    parser.add_argument("--epochs", type=int, default=40, help="(default: 40)")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    parser = report.parser("demo", __doc__, "half a minute")
+    parser.add_argument("--epochs", type=int, default=40, help="of each optimizer")
     options = parser.parse_args(arguments)
 
     runs = {}
@@ -226,8 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("temporary bytes: of the optimizer's step, parameters and state donated")
     print(report.describe())
     print(f"written: {report.write(options.out, 'demo', results)}")
-    draw(runs, options.out / "demo.png")
-    print(f"picture: {options.out / 'demo.png'}")
+    draw(results, options.out / "demo.png")
     if runs[OURS].accuracy < REQUIRED_ACCURACY:
         sys.exit(
             f"{OURS} reached {runs[OURS].accuracy:.1%} test accuracy after "

@@ -4,7 +4,6 @@ Twelve small experiments with the optimizer itself on one number or a few thousa
 float64, each a table. "Noise" is a gradient drawn anew from N(0, 1) in each step.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -329,17 +328,7 @@ def summary(results: dict[str, Table]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the experiments, prints the tables, writes the result."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.faq",
-        description=f"{__doc__}\nTakes half a minute on 2 cores.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=report.RESULTS,
-        help="folder for results (default: results)",
-    )
+    parser = report.parser("faq", __doc__, "half a minute")
     options = parser.parse_args(arguments)
     results = {}
     with tqdm(QUESTIONS.items(), unit="question", disable=None) as progress:

@@ -13,7 +13,6 @@ version. A file that loads is right if all of its numbers are those of one versi
 - races: two processes save to one path while it is loaded again and again.
 """
 
-import argparse
 import multiprocessing
 import random
 import resource
@@ -271,16 +270,11 @@ def summary(results: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all faults, prints the table and writes it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.faults",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = report.parser("faults", __doc__, "10 to 15 minutes")
     parser.add_argument("--kills", type=int, default=200, help="for each format")
     parser.add_argument("--damaged", type=int, default=5_000, help="for each format")
     parser.add_argument("--stops", type=int, default=100, help="by a full disk, each")
     parser.add_argument("--loads", type=int, default=100, help="in a race, each")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
     results = {
         form: {

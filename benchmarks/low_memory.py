@@ -1,4 +1,4 @@
-"""Trains with accumulators in float32, bfloat16 and 8 bits, side by side.
+"""Compares training with accumulators in float32, bfloat16 and 8 bits.
 
 MNIST, with the network 784-500-300-10 of Zeiler (2012), batches of 100 and the loss
 multiplied by 0.001, 1 and 100,000; and a small transformer that reads scikit-learn's
@@ -7,7 +7,6 @@ a step. And whether their codes are right in the mean. Seeds are of the initial
 weights; the batches are the same for all.
 """
 
-import argparse
 import functools
 import math
 from collections.abc import Callable
@@ -18,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import adadelta_tx
 from adadelta_tx import _accumulators as accumulators
 from adadelta_tx import _rounding as rounding
 from benchmarks import _mnist as mnist
+from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 from benchmarks import demo
 
@@ -33,7 +32,7 @@ RHOS = (0.9, 0.95, 0.99, 0.999)
 SCALES = (1e-3, 1.0, 1e5)
 BATCH = 100
 EPS = 1e-6
-MARKERS = ("o", "s", "^")
+PROBLEMS = {"mnist": "MNIST", "digits": "transformer"}
 
 
 class Problem(NamedTuple):
@@ -155,7 +154,7 @@ def digit_rows() -> Problem:
 
 
 def costs(size: int, rounds: int) -> list[dict[str, Any]]:
-    """Bytes, temporaries and the time of a step, beside optax.adadelta."""
+    """Bytes, temporaries and the time of a step, compared with optax.adadelta."""
     transformations = {
         "float32": adadelta_tx.adadelta(),
         "bfloat16, rho 0.95": adadelta_tx.adadelta(accumulator_dtype=jnp.bfloat16),
@@ -167,21 +166,21 @@ def costs(size: int, rounds: int) -> list[dict[str, Any]]:
     }
     grads = jax.random.normal(jax.random.key(0), (size,))
     params = jnp.zeros(size)
-    peers = {
-        name: report.jax_peer(report.step_of(tx), params, tx.init(params), grads)
+    made = {
+        name: report.timed_jax(report.step_of(tx), params, tx.init(params), grads)
         for name, tx in transformations.items()
     }
     with tqdm(total=rounds, unit="round", disable=None) as progress:
-        seconds = report.interleaved(peers, rounds, progress)
+        seconds = report.interleaved(made, rounds, progress)
     return [
         {
             "optimizer": name,
             "parameters": size,
-            "state_bytes": peer.state_bytes,
-            "temporary_bytes": peer.temporary_bytes,
+            "state_bytes": timed.state_bytes,
+            "temporary_bytes": timed.temporary_bytes,
             **report.milliseconds(seconds[name]),
         }
-        for name, peer in peers.items()
+        for name, timed in made.items()
     ]
 
 
@@ -244,9 +243,9 @@ def training(runs: list[dict[str, Any]]) -> str:
     rows = []
     for (rho, scale), by_kind in cells.items():
         means = {kind: np.mean(by_kind[kind]["losses"]) for kind in kinds}
-        spread = np.std(by_kind["float32"]["losses"])
-        row = [f"{rho}, {scale:,g}", f"{means['float32']:.4f} ± {spread:.4f}"]
-        row += [f"{means[kind] / means['float32'] - 1:+.1%}" for kind in kinds[1:]]
+        deviation = np.std(by_kind["float32"]["losses"])
+        row = [f"{rho}, {scale:,g}", f"{means['float32']:.4f} ± {deviation:.4f}"]
+        row += [f"{means[kind] / means['float32']:.2f}" for kind in kinds[1:]]
         for kind in kinds:
             errors = 100 * np.asarray(by_kind[kind]["errors"])
             row.append(f"{errors.mean():.2f} ± {errors.std():.2f}")
@@ -255,60 +254,71 @@ def training(runs: list[dict[str, Any]]) -> str:
         [
             "ρ, loss ×",
             "loss, float32",
-            *kinds[1:],
+            *(f"{kind} / float32" for kind in kinds[1:]),
             *(f"test error %, {kind}" for kind in kinds),
         ],
         rows,
     )
 
 
-def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Draws the final losses by ρ, a panel for each scale of the loss."""
-    scales = sorted({run["scale"] for run in runs})
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(scales), sharex=True))
-    rhos = sorted({run["rho"] for run in runs})
-    for ax, scale in zip(axes, scales, strict=True):
-        for k, (kind, marker) in enumerate(zip(KINDS, MARKERS, strict=True)):
-            for run in runs:
-                if (run["kind"], run["scale"]) != (kind, scale):
-                    continue
-                x = rhos.index(run["rho"]) + 0.2 * (k - 1)
-                losses = np.asarray(run["losses"])
-                label = kind if run["rho"] == rhos[0] else None
-                grey = f"{0.3 * k:.1f}"
-                ax.plot([x, x], [losses.min(), losses.max()], "-", color=grey)
-                ax.plot(x, losses.mean(), marker, color=grey, label=label)
-        ax.set(title=f"loss × {scale:,g}", xlabel="ρ", ylim=(0, None))
-        ax.set_xticks(range(len(rhos)), [str(rho) for rho in rhos])
-        ax.grid(alpha=0.3, axis="y")
-    axes[0].set_ylabel("final training loss (nats)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="accumulators", loc="outside right upper")
-    figure.suptitle("MNIST, 784-500-300-10: mean and range of the seeds")
-    figure.savefig(path, dpi=120)
+def draw(problems: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draws how test errors differ from those with float32, seed by seed."""
+    figure = pictures.figure(
+        5.6, "Test error with small accumulators, minus that with float32"
+    )
+    scales = sorted({run["scale"] for runs in problems.values() for run in runs})
+    panels = figure.subplots(
+        len(problems), len(scales), sharex=True, sharey="row", squeeze=False
+    )
+    for axes in panels.flat:
+        axes.use_sticky_edges = False
+    for row, (problem, runs) in zip(panels, problems.items(), strict=True):
+        rhos = sorted({run["rho"] for run in runs})
+        errors = {
+            (run["kind"], run["rho"], run["scale"]): 100 * np.asarray(run["errors"])
+            for run in runs
+        }
+        for axes, scale in zip(row, scales, strict=True):
+            for x, rho in enumerate(rhos):
+                exact = errors["float32", rho, scale]
+                axes.bar(x, 2 * exact.std(), 0.9, -exact.std(), color="0.88")
+                for kind, style, shift in zip(
+                    [*KINDS][1:], pictures.STYLES, (-0.18, 0.18), strict=False
+                ):
+                    axes.plot(
+                        np.full(len(exact), x + shift),
+                        errors[kind, rho, scale] - exact,
+                        style.marker,
+                        color=style.color,
+                        markerfacecolor="none",
+                        label=kind if not x else "_",
+                    )
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.set_title(f"{PROBLEMS[problem]}, loss × {scale:,g}", fontsize=9)
+            axes.set_xticks(range(len(rhos)), [str(rho) for rho in rhos])
+        row[0].set_ylabel("percentage points")
+    panels[0, 0].legend(title="one mark a seed", fontsize=9)
+    figure.supxlabel("ρ; grey: ± standard deviation of the float32 runs", fontsize=10)
+    pictures.plain(panels.flat)
+    pictures.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all cases, prints the tables and writes the result and a picture."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.low_memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = report.parser(
+        "low_memory", __doc__, "about an hour", "one epoch, ρ = 0.95 only"
     )
+    mnist.add_option(parser)
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each case")
     parser.add_argument(
-        "--data", type=Path, help="folder with MNIST as IDX files, gzipped or not"
+        "--epochs", type=int, default=6, help="of MNIST; ten times as many of digits"
     )
-    parser.add_argument("--seeds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--epochs", type=int, default=6, help="(default: 6)")
     parser.add_argument(
         "--size", type=int, default=30_000_000, help="of the timed leaf"
     )
     parser.add_argument(
         "--costs", action="store_true", help="no training, only what a step costs"
     )
-    parser.add_argument("--quick", action="store_true", help="one epoch, ρ = 0.95 only")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
     rhos, epochs = (RHOS, options.epochs) if not options.quick else ((0.95,), 1)
 
@@ -339,8 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(report.describe())
     print(f"written: {report.write(options.out, 'low_memory', results)}")
     if not options.costs:
-        draw(results["mnist"], options.out / "low_memory.png")
-        print(f"picture: {options.out / 'low_memory.png'}")
+        draw({k: results[k] for k in PROBLEMS}, options.out / "low_memory.png")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ counted in the compiled step. Without accelerators, the devices are threads of o
 eight share its cores, so their step takes longer. The second table is arithmetic.
 """
 
-import argparse
 import math
 import re
 import statistics
@@ -25,14 +24,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from matplotlib.ticker import ScalarFormatter
 from tqdm import tqdm
 
 import adadelta_tx
+from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 
 COLLECTIVE = re.compile(
@@ -68,16 +65,16 @@ def measure(devices: int, parameters: int, zero: bool, rounds: int) -> dict[str,
     mesh = jax.make_mesh(
         (devices,), ("shard",), (AxisType.Auto,), devices=jax.devices()[:devices]
     )
-    spread = NamedSharding(mesh, PartitionSpec("shard"))
-    where = NamedSharding(mesh, PartitionSpec()) if zero else spread
+    sharded = NamedSharding(mesh, PartitionSpec("shard"))
+    where = NamedSharding(mesh, PartitionSpec()) if zero else sharded
     size = parameters if zero else parameters * devices
     params = jax.device_put(jnp.zeros(size), where)
     grads = jax.device_put(jax.random.normal(jax.random.key(0), (size,)), where)
     tx = adadelta_tx.adadelta()
 
     def init(tx: Any) -> Any:
-        """The state, spread where that has to be said."""
-        places = jax.tree.map(lambda leaf: spread, jax.eval_shape(tx.init, params))
+        """The state, sharded where that has to be said."""
+        places = jax.tree.map(lambda leaf: sharded, jax.eval_shape(tx.init, params))
         return jax.jit(tx.init, out_shardings=places if zero else None)(params)
 
     state = init(tx)
@@ -168,16 +165,11 @@ def memory(kinds: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all cases, prints the tables and writes the result and a picture."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scale",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = report.parser("scale", __doc__, "15 seconds")
     parser.add_argument(
         "--parameters", type=int, default=4_000_000, help="on each device"
     )
     parser.add_argument("--rounds", type=int, default=20, help="timed steps")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
 
     cases = [
@@ -204,44 +196,49 @@ def main(arguments: list[str] | None = None) -> None:
     print(summary(results))
     print(report.describe())
     print(f"written: {report.write(options.out, 'scale', results)}")
-    plot(results["measured"], options.out / "scale.png")
-    print(f"written: {options.out / 'scale.png'}")
+    draw(results["measured"], options.out / "scale.png")
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws the bytes of state on the fullest device against the devices."""
-    with mpl.rc_context({"font.size": 9}):
-        figure, panels = plt.subplots(
-            1, 2, figsize=(7.5, 3), layout="constrained", sharey=True
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws the bytes of state on the fullest device, where parameters are sharded."""
+    figure = pictures.figure(
+        3, "Sharded parameters: state on a device, as jax.jit(tx.init) makes it"
+    )
+    axes = figure.subplots()
+    sharded = [row for row in rows if row["way"] == "sharded"]
+    devices = [row["devices"] for row in sharded]
+    for key, name, style in zip(
+        ("state_bytes", "optax_state_bytes"),
+        ("adadelta_tx:\nits part", "optax.adadelta:\nall of it"),
+        pictures.STYLES,
+        strict=False,
+    ):
+        values = [row[key] / 1e6 for row in sharded]
+        axes.plot(
+            devices,
+            values,
+            color=style.color,
+            marker=style.marker,
+            linestyle=style.line,
+            linewidth=2,
         )
-        titles = {
-            "sharded": "parameters sharded,\nas many on each device",
-            "everywhere, state sharded": "parameters everywhere,\nstate sharded",
-        }
-        for axes, (way, title) in zip(panels, titles.items(), strict=True):
-            mine = [row for row in rows if row["way"] == way]
-            devices = [row["devices"] for row in mine]
-            for key, label, style in (
-                ("optax_state_bytes", "optax.adadelta, jitted init", "s--"),
-                ("state_bytes", "adadelta_tx.adadelta", "o-"),
-            ):
-                values = [row[key] / 1e6 for row in mine]
-                axes.plot(
-                    devices, values, style, color="black", label=label, mfc="white"
-                )
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(devices, [str(n) for n in devices])
-            axes.set_yscale("log", base=2)
-            axes.set_title(title, fontsize=9)
-            axes.set_xlabel("devices")
-            axes.spines[["top", "right"]].set_visible(False)
-        panels[0].set_ylabel("state on the fullest device, MB")
-        panels[0].yaxis.set_major_formatter(ScalarFormatter())
-        panels[0].legend(frameon=False)
-        figure.savefig(path, dpi=150)
-        plt.close(figure)
+        axes.annotate(
+            name,
+            (devices[-1], values[-1]),
+            (10, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.set(
+        xlabel=f"devices, {sharded[0]['parameters'] // 10**6} M parameters on each",
+        ylabel="MB on the fullest device",
+        ylim=(0, None),
+        xticks=devices,
+    )
+    pictures.plain([axes])
+    pictures.save(figure, path)
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", 8)  # where there is nothing but a CPU
+    jax.config.update("jax_num_cpu_devices", 8)  # has no effect on accelerators
     main()

@@ -3,14 +3,12 @@
 An eager update is ``update(grads)`` outside of any transformation, for variables
 of 64 x 64 float32 numbers. In each round, each optimizer runs three, of which the
 last two are timed; the table shows medians. The run trains a recurrent network
-with ``brainpy.BPTT``; the loss of each epoch is printed side by side.
+with ``brainpy.BPTT``; the losses of each epoch are printed in one table.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import brainpy as bp
@@ -120,14 +118,12 @@ def summary(results: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs both comparisons, prints the tables and writes the result."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.stateful", description=__doc__
+    parser = report.parser(
+        "stateful", __doc__, "half a minute", "few rounds and epochs"
     )
     parser.add_argument("--variables", type=int, default=40, help="of 64 x 64")
     parser.add_argument("--rounds", type=int, default=100, help="of two updates")
     parser.add_argument("--epochs", type=int, default=8, help="of the training run")
-    parser.add_argument("--quick", action="store_true", help="few rounds and epochs")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds, options.epochs = 10, 2

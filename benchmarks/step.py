@@ -1,23 +1,31 @@
-"""Times one optimizer step beside what a user would pick instead.
+"""Times one optimizer step, compared with other implementations of Adadelta.
 
-A step takes gradients that are there and changes float32 parameters and state, which
-are donated, or changed in place, where the library does that. In each round, each peer
-takes three steps, of which the last two are timed: the first one pays for what the
-others left in the caches. The tables show medians. The gradients are not donated, but
-for the rows that say so. To trace and to compile a step is timed once in each of
-several new processes, as it happens once in a training run.
+A step takes given gradients and changes float32 parameters and state, which are
+donated, or changed in place, where the library does that. In each round, each
+implementation takes three steps, of which the last two are timed: the first one pays
+for what the others left in the caches. The tables show medians. The gradients are not
+donated, but for the rows that say so.
 
 The limit is what a step has to move, 28 bytes a parameter (it reads g, s, d and x, and
 writes s, d and x), at the speed of a pass over as many numbers in place, which is
 measured in the same rounds. Arrays that fit in a cache have none.
+
+Memory that a step allocates costs page faults, unless the allocator keeps it from one
+step to the next. So the step is timed again with each of three settings of glibc's
+malloc, each in a new process, with parameters and state donated and not.
+
+To trace and to compile a step is timed once in each of several new processes, as it
+happens once in a training run.
 """
 
-import argparse
+import contextlib
 import functools
 import multiprocessing
 import os
+import resource
+import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,10 +35,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from tqdm import tqdm
 
 import adadelta_tx
+from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 
 RHO, EPS = 0.95, 1e-6
@@ -43,25 +52,34 @@ MOST_COMPILED = 100
 """Leaves; for 500, torch.compile takes minutes on a CPU."""
 LIMIT, LIMIT_FROM = "limit", 10**7
 STEP_BYTES, PASS_BYTES = 28, 8
+TUNABLES, KEPT = "GLIBC_TUNABLES", "memory kept"
+ALLOCATORS = {
+    "as it is": "",
+    "huge pages": "glibc.malloc.hugetlb=1",
+    KEPT: "glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=4294967296:glibc.malloc.arena_max=1",
+}
+"""``GLIBC_TUNABLES``. Threads but the first allocate in arenas, which keep no large
+memory: hence one arena."""
+ALLOCATED = (10**6, 10**7, REFERENCE)
+
+Make = Callable[[list[np.ndarray], list[np.ndarray]], report.Timed]
 
 
-Make = Callable[[list[np.ndarray], list[np.ndarray]], report.Peer]
-
-
-def optax_peer(
-    tx: optax.GradientTransformation, donate_gradients: bool = False
+def of_optax(
+    tx: optax.GradientTransformation, donate: tuple[int, ...] = (0, 1)
 ) -> Make:
-    """An optax transformation."""
+    """An optax transformation; parameters, state and gradients may be donated."""
 
-    def make(params: list[np.ndarray], grads: list[np.ndarray]) -> report.Peer:
+    def make(params: list[np.ndarray], grads: list[np.ndarray]) -> report.Timed:
         start, given = jax.tree.map(jnp.asarray, (params, grads))
         update = report.step_of(tx)
-        return report.jax_peer(update, start, tx.init(start), given, donate_gradients)
+        return report.timed_jax(update, start, tx.init(start), given, donate)
 
     return make
 
 
-def keras_peer(params: list[np.ndarray], grads: list[np.ndarray]) -> report.Peer:
+def of_keras(params: list[np.ndarray], grads: list[np.ndarray]) -> report.Timed:
     """Keras on JAX, through its stateless interface, compiled."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras  # pyright: ignore[reportMissingImports]: not in the test extra
@@ -74,12 +92,12 @@ def keras_peer(params: list[np.ndarray], grads: list[np.ndarray]) -> report.Peer
 
     start, given = jax.tree.map(jnp.asarray, (params, grads))
     state = [variable.value for variable in optimizer.variables]
-    return report.jax_peer(update, start, state, given)
+    return report.timed_jax(update, start, state, given)
 
 
-def brainpy_peer(
+def of_brainpy(
     compiled: bool, params: list[np.ndarray], grads: list[np.ndarray]
-) -> report.Peer:
+) -> report.Timed:
     """BrainPy's object, operation by operation or under ``bm.jit``."""
     import brainpy as bp
     import brainpy.math as bm
@@ -95,14 +113,14 @@ def brainpy_peer(
         update(given)
         jax.block_until_ready([variable.value for variable in variables.values()])
 
-    return report.Peer(
+    return report.Timed(
         step, lambda: [variable.value for variable in variables.values()]
     )
 
 
-def torch_peer(
+def of_torch(
     compiled: bool, params: list[np.ndarray], grads: list[np.ndarray]
-) -> report.Peer:
+) -> report.Timed:
     """torch.optim.Adadelta, foreach, as it is or under ``torch.compile``."""
     import torch  # pyright: ignore[reportMissingImports]: not in the test extra
 
@@ -119,10 +137,10 @@ def torch_peer(
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return report.Peer(step, lambda: [v.detach().cpu().numpy() for v in variables])
+    return report.Timed(step, lambda: [v.detach().cpu().numpy() for v in variables])
 
 
-def in_place_pass(params: list[np.ndarray]) -> report.Peer:
+def in_place_pass(params: list[np.ndarray]) -> report.Timed:
     """Reads and writes as many numbers as there are parameters."""
     x = jnp.concatenate([jnp.ravel(x) for x in params])
     scale = jax.jit(lambda x: x * 0.999, donate_argnums=0)
@@ -131,7 +149,7 @@ def in_place_pass(params: list[np.ndarray]) -> report.Peer:
         nonlocal x
         x = jax.block_until_ready(scale(x))
 
-    return report.Peer(step, lambda: [])
+    return report.Timed(step, lambda: [])
 
 
 TRANSFORMATIONS = {
@@ -147,17 +165,16 @@ AT_RANDOM = {
         1.0, RHO, EPS, accumulator_dtype=jnp.uint8
     ),
 }
-PEERS: dict[str, Make] = {
-    **{name: optax_peer(tx) for name, tx in TRANSFORMATIONS.items()},
-    "Keras": keras_peer,
-    "BrainPy": functools.partial(brainpy_peer, False),
-    "bm.jit": functools.partial(brainpy_peer, True),
-    "torch": functools.partial(torch_peer, False),
-    "torch.compile": functools.partial(torch_peer, True),
+IMPLEMENTATIONS: dict[str, Make] = {
+    **{name: of_optax(tx) for name, tx in TRANSFORMATIONS.items()},
+    "Keras": of_keras,
+    "BrainPy": functools.partial(of_brainpy, False),
+    "bm.jit": functools.partial(of_brainpy, True),
+    "torch": functools.partial(of_torch, False),
+    "torch.compile": functools.partial(of_torch, True),
 }
 DONATED = {
-    name: optax_peer(TRANSFORMATIONS[name], donate_gradients=True)
-    for name in (OURS, OPTAX)
+    name: of_optax(TRANSFORMATIONS[name], donate=(0, 1, 2)) for name in (OURS, OPTAX)
 }
 
 
@@ -170,24 +187,24 @@ def arrays(parameters: int, leaves: int) -> tuple[list[np.ndarray], list[np.ndar
 
 
 def measure(
-    peers: dict[str, Make], parameters: int, leaves: int, rounds: int, progress: Any
+    makers: dict[str, Make], parameters: int, leaves: int, rounds: int, progress: Any
 ) -> list[dict[str, Any]]:
-    """One row a peer, and one for the limit.
+    """One row an implementation, and one for the limit.
 
     Raises:
-      AssertionError: If a peer does not give the numbers that ours gives.
+      AssertionError: If an implementation does not give the numbers that ours gives.
     """
     params, grads = arrays(parameters, leaves)
     if leaves > MOST_COMPILED and jax.devices()[0].platform == "cpu":
-        peers = {name: make for name, make in peers.items() if name != "torch.compile"}
+        makers = {k: make for k, make in makers.items() if k != "torch.compile"}
     made = {}
-    for name, make in peers.items():
+    for name, make in makers.items():
         progress.set_description(f"{parameters:,} in {leaves}: {name}")
-        made[name] = peer = make(params, grads)
+        made[name] = timed = make(params, grads)
         for _ in range(2):
-            peer.before()
-            peer.step()
-        for ours, theirs in zip(made[OURS].params(), peer.params(), strict=True):
+            timed.before()
+            timed.step()
+        for ours, theirs in zip(made[OURS].params(), timed.params(), strict=True):
             tolerance = 0.02 if name == LOW else 1e-4
             np.testing.assert_allclose(theirs, ours, rtol=tolerance, err_msg=name)
     if parameters >= LIMIT_FROM:
@@ -198,15 +215,79 @@ def measure(
         seconds[LIMIT] = [STEP_BYTES / PASS_BYTES * s for s in seconds[LIMIT]]
     return [
         {
-            "peer": name,
+            "implementation": name,
             "parameters": parameters,
             "leaves": leaves,
             **report.milliseconds(seconds[name]),
-            "state_bytes": peer.state_bytes,
-            "temporary_bytes": peer.temporary_bytes,
+            "state_bytes": timed.state_bytes,
+            "temporary_bytes": timed.temporary_bytes,
         }
-        for name, peer in made.items()
+        for name, timed in made.items()
     ]
+
+
+def measure_here(parameters: int, rounds: int) -> list[dict[str, Any]]:
+    """Rows of ours and optax's, donated and not, with this process's allocator."""
+    made = {
+        (name, donated): of_optax(TRANSFORMATIONS[name], (0, 1) if donated else ())(
+            *arrays(parameters, 1)
+        )
+        for name in (OURS, OPTAX)
+        for donated in (True, False)
+    }
+    with tqdm(disable=True) as progress:
+        seconds = report.interleaved(made, rounds, progress)
+    return [
+        {
+            "implementation": name,
+            "parameters": parameters,
+            "donated": donated,
+            **report.milliseconds(seconds[name, donated]),
+            "page_faults": page_faults(timed.step),
+        }
+        for (name, donated), timed in made.items()
+    ]
+
+
+def page_faults(step: Callable[[], Any]) -> float:
+    """Of a step, the median of 9."""
+    counts = []
+    for _ in range(9):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        step()
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return statistics.median(counts)
+
+
+@contextlib.contextmanager
+def new_process(tunables: str = "") -> Iterator[ProcessPoolExecutor]:
+    """Runs functions in one; glibc reads its tunables when a process starts."""
+    there = os.environ.get(TUNABLES)
+    if tunables:
+        os.environ[TUNABLES] = tunables
+    try:
+        new = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, new) as processes:
+            yield processes
+    finally:
+        os.environ.pop(TUNABLES, None)
+        if there is not None:
+            os.environ[TUNABLES] = there
+
+
+def allocation(
+    sizes: Iterable[int], rounds: int, progress: Any
+) -> list[dict[str, Any]]:
+    """The rows of all sizes and allocators."""
+    rows = []
+    for size in sizes:
+        for name, tunables in ALLOCATORS.items():
+            progress.set_description(f"{size:,}: memory allocation {name}")
+            with new_process(tunables) as process:
+                found = process.submit(measure_here, size, rounds).result()
+            rows += [{"allocator": name, **row} for row in found]
+            progress.update()
+    return rows
 
 
 def compile_once(name: str, leaves: int) -> tuple[float, float]:
@@ -228,16 +309,15 @@ def compilation(
 ) -> list[dict[str, Any]]:
     """One row for each of these transformations."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    new = multiprocessing.get_context("spawn")
     for _ in range(rounds):
         for name, pairs in times.items():
             progress.set_description(f"{leaves} leaves: compiling {name}")
-            with ProcessPoolExecutor(1, new) as processes:
-                pairs.append(processes.submit(compile_once, name, leaves).result())
+            with new_process() as process:
+                pairs.append(process.submit(compile_once, name, leaves).result())
         progress.update()
     return [
         {
-            "peer": name,
+            "implementation": name,
             "leaves": leaves,
             "trace_ms": report.milliseconds([trace for trace, _ in pairs])["median_ms"],
             **report.milliseconds([sum(pair) for pair in pairs]),
@@ -258,29 +338,29 @@ def short(ms: float) -> str:
 
 
 def times_table(rows: list[dict[str, Any]]) -> str:
-    """A row a peer, a column a case."""
+    """A row an implementation, a column a case."""
     cases: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
-        cases.setdefault(label(row), {})[row["peer"]] = row
-    peers = dict.fromkeys(row["peer"] for row in rows)
+        cases.setdefault(label(row), {})[row["implementation"]] = row
+    names = dict.fromkeys(row["implementation"] for row in rows)
     return report.table(
         ["step, ms", *cases],
         [
             [
-                peer,
+                name,
                 *(
-                    short(rows[peer]["median_ms"]) if peer in rows else ""
+                    short(rows[name]["median_ms"]) if name in rows else ""
                     for rows in cases.values()
                 ),
             ]
-            for peer in peers
+            for name in names
         ],
     )
 
 
 def detail_table(title: str, rows: list[dict[str, Any]]) -> str:
-    """One case: a row a peer."""
-    medians = {row["peer"]: row["median_ms"] for row in rows}
+    """One case: a row an implementation."""
+    medians = {row["implementation"]: row["median_ms"] for row in rows}
 
     def count(number: int | None) -> str:
         return "" if number is None else f"{number:,}"
@@ -291,17 +371,17 @@ def detail_table(title: str, rows: list[dict[str, Any]]) -> str:
             "median ms",
             "range ms",
             "times ours",
-            "of the limit",
+            "times the limit",
             "state bytes",
             "temporary bytes",
         ],
         [
             [
-                row["peer"],
+                row["implementation"],
                 short(row["median_ms"]),
                 f"{short(row['fastest_ms'])} to {short(row['slowest_ms'])}",
                 f"{row['median_ms'] / medians[OURS]:.2f}",
-                f"{medians[LIMIT] / row['median_ms']:.0%}" if LIMIT in medians else "",
+                f"{row['median_ms'] / medians[LIMIT]:.2f}" if LIMIT in medians else "",
                 count(row["state_bytes"]),
                 count(row["temporary_bytes"]),
             ]
@@ -310,18 +390,49 @@ def detail_table(title: str, rows: list[dict[str, Any]]) -> str:
     )
 
 
+def allocation_table(rows: list[dict[str, Any]]) -> str:
+    """A row a size, allocator and donation: ours compared with optax's."""
+    pairs: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        kept = "donated" if row["donated"] else "not donated"
+        case = f"{row['parameters']:,}", row["allocator"], kept
+        pairs.setdefault(case, {})[row["implementation"]] = row
+    return report.table(
+        [
+            "parameters",
+            "memory allocation",
+            "parameters and state",
+            "ours, ms",
+            "optax, ms",
+            "optax / ours",
+            "page faults of ours",
+            "of optax",
+        ],
+        [
+            [
+                *case,
+                *(short(pair[name]["median_ms"]) for name in (OURS, OPTAX)),
+                f"{pair[OPTAX]['median_ms'] / pair[OURS]['median_ms']:.2f}",
+                *(f"{pair[name]['page_faults']:,.0f}" for name in (OURS, OPTAX)),
+            ]
+            for case, pair in pairs.items()
+        ],
+    )
+
+
 def summary(results: dict[str, list[dict[str, Any]]]) -> str:
-    """All cases; one in detail, its gradients kept and donated; and compiling."""
+    """All cases; one in detail, its gradients kept and donated; memory; compiling."""
     case = label(results["donated"][0])
     parts = [
         times_table(results["steps"]),
         detail_table(case, [r for r in results["steps"] if label(r) == case]),
         detail_table(f"{case}, gradients donated", results["donated"]),
+        allocation_table(results["allocation"]),
         report.table(
             ["to compile a step", "leaves", "trace ms", "median ms", "range ms"],
             [
                 [
-                    row["peer"],
+                    row["implementation"],
                     str(row["leaves"]),
                     short(row["trace_ms"]),
                     short(row["median_ms"]),
@@ -335,70 +446,144 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws the time of a step against the size of one leaf."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    """Draws the times of a step on one leaf, as multiples of the limit."""
     single = [row for row in rows if row["leaves"] == 1]
-    markers = iter("os^vD<>Px*")
-    for peer in dict.fromkeys(row["peer"] for row in single):
-        points = [r for r in single if r["peer"] == peer]
-        sizes = [r["parameters"] for r in points]
-        medians = [r["median_ms"] for r in points]
-        if peer == LIMIT:
-            axes.plot(sizes, medians, "k--", linewidth=1, label="limit: 28 bytes each")
-        else:
-            bold = {"linewidth": 2.5, "color": "black"} if peer == OURS else {}
-            axes.plot(sizes, medians, marker=next(markers), label=peer, **bold)
-    axes.set(
-        title="One step on one float32 leaf: median",
-        xlabel="parameters",
-        ylabel="milliseconds",
-        xscale="log",
-        yscale="log",
+    sizes = [row["parameters"] for row in single if row["implementation"] == LIMIT]
+    size = REFERENCE if REFERENCE in sizes else sizes[-1]
+    medians = {
+        row["implementation"]: row["median_ms"]
+        for row in single
+        if row["parameters"] == size
+    }
+    limit = medians.pop(LIMIT)
+    names = sorted(medians, key=lambda name: -medians[name])
+    times = [medians[name] / limit for name in names]
+    figure = pictures.figure(
+        1.1 + 0.3 * len(names),
+        "Time of one step, as a multiple of the memory-bandwidth limit",
     )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    axes = figure.subplots()
+    axes.hlines(names, 1, times, color="0.6", linewidth=2)
+    for name, x in zip(names, times, strict=True):
+        bold = "bold" if name == OURS else "normal"
+        color, marker = ("black", "o") if name == OURS else ("0.4", "s")
+        axes.plot(x, name, marker, color=color, markersize=8)
+        axes.annotate(
+            f"{x:.1f}", (x, name), (9, 0), textcoords="offset points", va="center"
+        ).set_fontweight(bold)
+        axes.get_yticklabels()[names.index(name)].set_fontweight(bold)
+    axes.axvline(1, color="black", linestyle="--", linewidth=1)
+    text = "limit: 28 bytes a parameter"
+    axes.annotate(text, (1.04, len(names) - 0.45), fontsize=9, va="center")
+    axes.set(
+        xscale="log",
+        xlabel=f"{size // 10**6} million float32 parameters in one leaf; log scale",
+        xlim=(min(0.8, 0.9 * min(times)), 1.4 * max(times)),
+        ylim=(-0.5, len(names) - 0.1),
+    )
+    axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    pictures.plain([axes])
+    pictures.save(figure, path)
+
+
+def draw_allocation(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws ours and optax's with each allocator, at the largest size."""
+    size = max(row["parameters"] for row in rows)
+    figure = pictures.figure(
+        3.2,
+        f"A step of {size / 1e6:g} million parameters, by how glibc allocates memory",
+    )
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, donated in zip(panels, (True, False), strict=True):
+        for name, style in zip((OURS, OPTAX), pictures.STYLES, strict=False):
+            mine = {
+                row["allocator"]: row
+                for row in rows
+                if (row["parameters"], row["donated"], row["implementation"])
+                == (size, donated, name)
+            }
+            offset = -0.12 if name == OURS else 0.12
+            for i, row in enumerate(mine.values()):
+                median = row["median_ms"]
+                low, high = row["quartiles_ms"]
+                axes.errorbar(
+                    median,
+                    i + offset,
+                    xerr=[[median - low], [high - median]],
+                    color=style.color,
+                    marker=style.marker,
+                    capsize=3,
+                    label="_" if i else name,
+                )
+                axes.annotate(
+                    f"{median:.0f}",
+                    (high, i + offset),
+                    (6, 0),
+                    textcoords="offset points",
+                    va="center",
+                    color=style.color,
+                )
+        axes.set_title(
+            f"parameters and state {'donated' if donated else 'not donated'}",
+            fontsize=10,
+        )
+        axes.set(
+            xlabel="ms a step: median and quartiles",
+            yticks=range(len(ALLOCATORS)),
+            yticklabels=ALLOCATORS,
+        )
+    panels[0].invert_yaxis()
+    panels[0].set_xlim(0, 1.15 * max(r["quartiles_ms"][1] for r in rows))
+    panels[0].legend(loc="lower right")
+    pictures.plain(panels)
+    pictures.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the measurements, prints tables, writes the result and a picture."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Runs the measurements, prints tables, writes the result and pictures."""
+    parser = report.parser("step", __doc__, "12 minutes", "few sizes and rounds")
     parser.add_argument(
-        "--peers", nargs="+", choices=PEERS, default=list(PEERS), help="(default: all)"
+        "--implementations",
+        nargs="+",
+        choices=IMPLEMENTATIONS,
+        default=[*IMPLEMENTATIONS],
+        help="those to time; Keras and torch come with the extra peers",
     )
-    parser.add_argument("--quick", action="store_true", help="few sizes and rounds")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
     # On a GPU, leave memory to the libraries that are not JAX.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    sizes, leaves, work, compiled, compilations = (
-        ((10**6,), (10,), 10**7, (10,), 1)
+    sizes, leaves, allocated, most, work, compiled, compilations = (
+        ((10**7,), (10,), (10**6,), 3, 10**7, (10,), 1)
         if options.quick
-        else (SIZES, LEAVES, 12 * REFERENCE, (1, 200, 500), 5)
+        else (SIZES, LEAVES, ALLOCATED, 20, 12 * REFERENCE, (1, 200, 500), 5)
     )
     names = [OURS, OPTAX] if options.quick else [*TRANSFORMATIONS, *AT_RANDOM]
-    peers = {name: PEERS[name] for name in dict.fromkeys([OURS, *options.peers])}
+    makers = {
+        name: IMPLEMENTATIONS[name]
+        for name in dict.fromkeys([OURS, *options.implementations])
+    }
     try:
-        results: dict[str, Any] = {"versions": versions(peers)}
+        results: dict[str, Any] = {"versions": versions(makers)}
     except PackageNotFoundError as error:
-        parser.error(f"{error}: it comes with the extra peers, or choose --peers.")
+        parser.error(
+            f"{error}: it comes with the extra peers, or choose --implementations."
+        )
 
     cases = [(size, 1) for size in sizes] + [(OF_LEAVES, n) for n in leaves]
     rounds = [max(3, min(30, work // size)) for size, _ in cases]
     reference = min(REFERENCE, sizes[-1])
     total = sum(rounds) + 12 + len(compiled) * compilations
+    total += len(allocated) * len(ALLOCATORS)
     with tqdm(total=total, unit="round", disable=None) as progress:
         results["steps"] = [
             row
             for (size, count), n in zip(cases, rounds, strict=True)
-            for row in measure(peers, size, count, n, progress)
+            for row in measure(makers, size, count, n, progress)
         ]
         results["donated"] = measure(DONATED, reference, 1, 12, progress)
+        results["allocation"] = allocation(allocated, most, progress)
         results["compilation"] = [
             row
             for count in compiled
@@ -409,14 +594,14 @@ def main(arguments: list[str] | None = None) -> None:
     print(report.describe())
     print(f"written: {report.write(options.out, 'step', results)}")
     draw(results["steps"], options.out / "step.png")
-    print(f"picture: {options.out / 'step.png'}")
+    draw_allocation(results["allocation"], options.out / "step_allocation.png")
 
 
-def versions(peers: dict[str, Make]) -> dict[str, str]:
-    """Of the libraries that the peers come from."""
-    names = {"Keras": "keras", "BrainPy": "brainpy", "torch": "torch"}
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Of the libraries that these implementations come from."""
+    packages = {"Keras": "keras", "BrainPy": "brainpy", "torch": "torch"}
     return {
-        package: version(package) for name, package in names.items() if name in peers
+        package: version(package) for name, package in packages.items() if name in names
     }
 
 

@@ -6,7 +6,6 @@ each takes three steps, of which the last two are timed. The table shows medians
 the bytes that the compiled program takes in all: arguments, results and temporaries.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import adadelta_tx
+from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 
 OPTIMIZERS = {
@@ -148,18 +147,18 @@ def measure(
         for key, (name, shape) in zip(keys, model.shapes.items(), strict=True)
     }
     batch = jax.tree.map(jnp.asarray, model.batch)
-    peers = {
-        name: report.jax_peer(
+    made = {
+        name: report.timed_jax(
             training_step(model.loss, tx), params, tx.init(params), batch
         )
         for name, tx in OPTIMIZERS.items()
     }
     for _ in range(2):
-        for peer in peers.values():
-            peer.step()
-    for ours, theirs in zip(peers[OURS].params(), peers[OPTAX].params(), strict=True):
+        for timed in made.values():
+            timed.step()
+    for ours, theirs in zip(made[OURS].params(), made[OPTAX].params(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
-    seconds = report.interleaved(peers, rounds, progress)
+    seconds = report.interleaved(made, rounds, progress)
     return [
         {
             "model": name,
@@ -167,9 +166,9 @@ def measure(
             "parameters": sum(math.prod(shape) for shape in model.shapes.values()),
             "optimizer": optimizer,
             **report.milliseconds(seconds[optimizer]),
-            "total_bytes": peer.total_bytes,
+            "total_bytes": timed.total_bytes,
         }
-        for optimizer, peer in peers.items()
+        for optimizer, timed in made.items()
     ]
 
 
@@ -217,38 +216,47 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws bars: the time of a step, a panel a model."""
     models = by_model(rows)
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    for axes, (model, cells) in zip(
-        figure.subplots(1, len(models), sharey=True), models.items(), strict=True
-    ):
-        medians = [row["median_ms"] for row in cells.values()]
-        bars = axes.barh(
-            list(cells), medians, color=["black", *["0.6"] * (len(cells) - 1)]
-        )
-        axes.bar_label(bars, fmt="%.1f", padding=3)
-        row = cells[OURS]
-        axes.set(
-            title=f"{model}, {row['parameters'] / 1e6:.1f} M parameters\n"
-            f"{row['description']}",
-            xlabel="milliseconds a training step",
-            xlim=(0, 1.25 * max(medians)),
-        )
-        axes.title.set_fontsize(10)
-    figure.axes[0].invert_yaxis()
-    figure.savefig(path, dpi=120)
+    figure = pictures.figure(
+        3.3, "A whole training step: time, and speed compared with optax.adadelta"
+    )
+    panels = figure.subplots(1, len(models), sharey=True)
+    for axes, (model, cells) in zip(panels, models.items(), strict=True):
+        for name, row in cells.items():
+            low, high = row["quartiles_ms"]
+            median = row["median_ms"]
+            axes.barh(
+                name,
+                median,
+                xerr=[[median - low], [high - median]],
+                color="black" if name == OURS else "white",
+                edgecolor="black",
+                hatch="////" if name == OPTAX else None,
+                error_kw={"ecolor": "0.5", "capsize": 3},
+            )
+            axes.annotate(
+                f"{median:.3g}",
+                (high, name),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+        times = cells[OPTAX]["median_ms"] / cells[OURS]["median_ms"]
+        axes.set_title(f"{model}:\n{times:.1f} times as fast", fontsize=10)
+        axes.set_xlim(0, 1.3 * max(row["quartiles_ms"][1] for row in cells.values()))
+    panels[0].invert_yaxis()
+    figure.supxlabel("milliseconds, median and quartiles", fontsize=10)
+    pictures.plain(panels)
+    pictures.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurements, prints a table, writes the result and a picture."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = report.parser("training", __doc__, "3 minutes", "5 rounds, no transformer")
+    parser.add_argument(
+        "--rounds", type=int, default=50, help="of two timed steps each"
     )
-    parser.add_argument("--rounds", type=int, default=50, help="(default: 50)")
-    parser.add_argument("--quick", action="store_true", help="5 rounds, no transformer")
     parser.add_argument("--small", action="store_true", help="small models, for a test")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
     options = parser.parse_args(arguments)
     models = SMALL if options.small else MODELS
     rounds = options.rounds
@@ -266,7 +274,6 @@ def main(arguments: list[str] | None = None) -> None:
     print(report.describe())
     print(f"written: {report.write(options.out, 'training', rows)}")
     draw(rows, options.out / "training.png")
-    print(f"picture: {options.out / 'training.png'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains what Zeiler (2012, arXiv:1212.5701) trained, beside the figures of the paper.
+"""Trains what Zeiler (2012, arXiv:1212.5701) trained, to compare with its figures.
 
 Tables 1 and 2 of its section 4: MNIST, a network 784-500-300-10 of tanh units with a
 softmax, batches of 100, 6 epochs; SGD, Momentum, ADAGRAD and ADADELTA, each cell from
@@ -9,7 +9,6 @@ The paper does not say how it initialised the network or scaled the images:
 benchmarks.zeiler2012_choices tells which ways come nearest to its Table 2.
 """
 
-import argparse
 import functools
 import math
 import statistics
@@ -22,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import adadelta_tx
 from benchmarks import _mnist as mnist
+from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 
 BATCH = 100
@@ -35,6 +34,8 @@ CHUNK = 100
 LOOK = 10
 """Batches between two looks into a run."""
 PERCENTILES = (5, 50, 95)
+RATE = "learning rate"
+HYPERPARAMETERS = (RATE, "ρ", "ε")
 
 
 class Method(NamedTuple):
@@ -46,9 +47,9 @@ class Method(NamedTuple):
 
 
 def by_rate(*errors: float) -> dict[tuple[tuple[str, float], ...], float]:
-    """A column of Table 1. What the paper calls ε there is the learning rate."""
+    """A column of Table 1. The paper calls the learning rate ε there."""
     rates = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
-    return {(("ε", x),): error for x, error in zip(rates, errors, strict=True)}
+    return {((RATE, x),): error for x, error in zip(rates, errors, strict=True)}
 
 
 def by_rho_and_eps(
@@ -64,13 +65,15 @@ def by_rho_and_eps(
 
 ADADELTA = "ADADELTA"
 METHODS = {
-    "SGD": Method(lambda h: optax.sgd(h["ε"]), by_rate(2.26, 2.51, 7.02, 17.01, 58.10)),
+    "SGD": Method(
+        lambda h: optax.sgd(h[RATE]), by_rate(2.26, 2.51, 7.02, 17.01, 58.10)
+    ),
     "Momentum": Method(
-        lambda h: optax.sgd(h["ε"], momentum=0.9),
+        lambda h: optax.sgd(h[RATE], momentum=0.9),
         by_rate(89.68, 2.03, 2.68, 6.98, 16.98),
     ),
     "ADAGRAD": Method(
-        lambda h: optax.adagrad(h["ε"], initial_accumulator_value=0.0, eps=1e-30),
+        lambda h: optax.adagrad(h[RATE], initial_accumulator_value=0.0, eps=1e-30),
         by_rate(43.76, 2.82, 1.79, 5.21, 12.59),
     ),
     ADADELTA: Method(
@@ -85,7 +88,6 @@ METHODS = {
     ),
 }
 LOOKED_INTO = (("ρ", 0.95), ("ε", 1e-6))
-STYLES = (("-", "o", "0.6"), ("--", "s", "0.6"), (":", "^", "0.35"), ("-", "D", "0.0"))
 SMOOTHED = 10
 """Looks that one point of Figure 2's updates is the mean of."""
 
@@ -211,7 +213,7 @@ def look(data: mnist.Data, epochs: int, progress: Any) -> dict[str, Any]:
     Returns:
       The batches after which it was looked at and, for each, by layer, the
       percentiles of the weights' effective learning rates and the RMS of their
-      updates. And what a look costs, beside 100 steps.
+      updates. And what a look costs, compared with 100 steps.
     """
     hyperparameters = dict(LOOKED_INTO)
     method = METHODS[ADADELTA]
@@ -273,30 +275,30 @@ def final(cell: dict[str, Any]) -> list[float]:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """One row a cell: mean and spread of the seeds, and how far the paper is."""
+    """One row a cell: mean and standard deviation, and how far the paper is."""
     rows = []
     for cell in results["cells"]:
         errors = final(cell)
         difference = statistics.mean(errors) - cell["paper"]
         row = [
             cell["method"],
-            *(f"{cell[name]:g}" if name in cell else "" for name in ("ρ", "ε")),
+            *(f"{cell[name]:g}" if name in cell else "" for name in HYPERPARAMETERS),
             f"{statistics.mean(errors):.2f}",
             f"{cell['paper']:.2f}",
             f"{difference:+.2f}",
             "",
         ]
         if len(set(errors)) > 1:
-            spread = statistics.stdev(errors)
-            row[3] += f" ± {spread:.2f}"
-            row[6] = f"{difference / spread:+.1f}"
+            deviation = statistics.stdev(errors)
+            row[4] += f" ± {deviation:.2f}"
+            row[7] = f"{difference / deviation:+.1f}"
         rows.append(row)
-    header = ["method", "ρ", "ε", "test error, %", "paper", "difference", "in spreads"]
-    return report.table(header, rows)
+    header = ["method", *HYPERPARAMETERS, "test error, %", "paper", "difference"]
+    return report.table([*header, "in standard deviations"], rows)
 
 
 def look_cost(results: dict[str, Any]) -> str:
-    """What README says of it."""
+    """In words."""
     look_ms, steps_ms = (results["look"][key] for key in ("look_ms", "100_steps_ms"))
     return f"{look_ms:.1f} ms, and 100 training steps take {steps_ms:.0f} ms"
 
@@ -309,10 +311,11 @@ def from_the_paper(cells: list[dict[str, Any]]) -> float:
 
 def draw_errors(results: dict[str, Any], path: Path) -> None:
     """Figure 1: the test error by epoch, each method at its best cell."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = pictures.figure(4, "MNIST: test error of each method at its best setting")
     axes = figure.subplots()
-    for i, method in enumerate(METHODS):
-        line, marker, grey = STYLES[i]
+    for i, (method, style) in enumerate(
+        zip(reversed(METHODS), pictures.STYLES, strict=True)
+    ):
         best = min(
             (cell for cell in results["cells"] if cell["method"] == method),
             key=lambda cell: sum(final(cell)),
@@ -320,60 +323,54 @@ def draw_errors(results: dict[str, Any], path: Path) -> None:
         errors = np.asarray(best["errors"])
         means = errors.mean(0)
         epochs = np.arange(1, len(means) + 1)
-        numbers = ", ".join(f"{k} = {best[k]:g}" for k in ("ρ", "ε") if k in best)
+        numbers = ", ".join(f"{k} = {best[k]:g}" for k in HYPERPARAMETERS if k in best)
         axes.errorbar(
-            epochs + 0.04 * (i - 1.5),
+            epochs + 0.05 * (i - 1.5),
             means,
             (means - errors.min(0), errors.max(0) - means),
-            linestyle=line,
-            marker=marker,
-            color=grey,
+            linestyle=style.line,
+            marker=style.marker,
+            color=style.color,
             capsize=2,
+            elinewidth=0.8,
             label=f"{method}, {numbers}",
         )
-        axes.set_xticks(epochs)
     axes.set(
-        title=f"MNIST, best cells: mean and range of {results['seeds']} seeds",
         xlabel="epoch",
-        ylabel="test error (%)",
+        xticks=range(1, results["epochs"] + 1),
+        ylabel=f"%, mean and range of {results['seeds']} seeds",
     )
-    axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    pictures.plain([axes])
+    pictures.save(figure, path)
 
 
 def draw_steps(results: dict[str, Any], path: Path) -> None:
-    """Figure 2: step sizes and updates of each layer, by batch."""
+    """Figure 2: effective learning rates and updates of each layer, by batch."""
     seen = results["look"]
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    layers = list(zip(("-", "--", ":"), ("0.0", "0.5", "0.3"), strict=True))
-    for i, (line, grey) in enumerate(layers):
-        label = f"layer {i + 1} ({mnist.LAYERS[i]} × {mnist.LAYERS[i + 1]})"
+    numbers = ", ".join(f"{name} = {value:g}" for name, value in LOOKED_INTO)
+    figure = pictures.figure(5, f"One run of ADADELTA on MNIST, {numbers}")
+    panels = figure.subplots(2, len(seen["rates"]), sharex=True, sharey="row")
+    for i, (upper, lower) in enumerate(panels.T):
         low, median, high = np.asarray(seen["rates"][i]).T
-        left.fill_between(seen["batches"], low, high, color=grey, alpha=0.15)
-        left.plot(seen["batches"], median, line, color=grey, label=label)
+        upper.fill_between(seen["batches"], low, high, color="0.75", linewidth=0)
+        upper.plot(seen["batches"], median, color="black")
         squares = np.asarray(seen["updates"][i]) ** 2
         window = min(SMOOTHED, len(squares))
         smooth = np.sqrt(np.convolve(squares, np.ones(window) / window, "valid"))
-        right.plot(seen["batches"][window - 1 :], smooth, line, color=grey, label=label)
-    left.set(
-        title="Effective learning rate: median, 5th and 95th percentile",
-        ylabel="RMS[Δx] / RMS[g] of the weights",
-        ylim=(0, None),
+        lower.plot(seen["batches"][window - 1 :], smooth, color="black")
+        upper.set_title(
+            f"layer {i + 1}: {mnist.LAYERS[i]} × {mnist.LAYERS[i + 1]}", fontsize=10
+        )
+    panels[0, 0].set(
+        ylabel="effective learning rate\n(grey: 5 % to 95 %)", ylim=(0, 1.05)
     )
-    right.set(
-        title=f"Length of the steps, over {LOOK * SMOOTHED} batches",
-        ylabel="root mean square of the weights' Δx",
-        yscale="log",
+    panels[1, 0].set(
+        ylabel=f"RMS of the updates\nover {LOOK * SMOOTHED} batches", yscale="log"
     )
-    for axes in (left, right):
-        axes.set(xlabel=f"batches of {BATCH} images")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    numbers = ", ".join(f"{name} = {value:g}" for name, value in LOOKED_INTO)
-    figure.suptitle(f"ADADELTA, {numbers}, on MNIST: a look every {LOOK} batches")
-    figure.savefig(path, dpi=150)
+    figure.supxlabel(f"batches of {BATCH} images", fontsize=10)
+    pictures.plain(panels.flat)
+    pictures.save(figure, path)
 
 
 def progress_bar(steps: int) -> tqdm:
@@ -383,19 +380,14 @@ def progress_bar(steps: int) -> tqdm:
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains all cells, prints the table and writes results and pictures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.zeiler2012",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = report.parser(
+        "zeiler2012",
+        __doc__,
+        "25 minutes; with --quick, one minute",
+        "one seed, one epoch",
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        help="folder with MNIST as IDX files, gzipped or not; scikit-learn's without",
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--quick", action="store_true", help="one seed, one epoch")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    mnist.add_option(parser)
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each cell")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error("--seeds must be at least 1.")
@@ -414,24 +406,16 @@ def main(arguments: list[str] | None = None) -> None:
         results["look"] = look(data, epochs, progress)
     results["minutes"] = (time.perf_counter() - start) / 60
     distance = from_the_paper([c for c in results["cells"] if c["method"] == ADADELTA])
-    text = f"""{summary(results)}
+    print(f"""{summary(results)}
 
-{report.command("zeiler2012")}
 {report.describe()}
 Seeds 0 to {seeds - 1}; {epochs} epochs, the paper has 6; {results["minutes"]:.1f} min.
-ε is the learning rate but for ADADELTA. In spreads: of the seeds' standard deviation.
 Weights: {CHOSEN[0]}. Images: {CHOSEN[1]}.
 Root mean square of the differences from Table 2: {distance:.2f} %.
 A look inside takes {look_cost(results)}.
-"""
-    print(text)
-    path = report.write(options.out, "zeiler2012", results)
-    path.with_suffix(".md").write_text(text)
-    print(f"written: {path} and {path.with_suffix('.md')}")
-    for name, draw in (("errors", draw_errors), ("steps", draw_steps)):
-        picture = options.out / f"zeiler2012_{name}.png"
-        draw(results, picture)
-        print(f"picture: {picture}")
+written: {report.write(options.out, "zeiler2012", results)}""")
+    draw_errors(results, options.out / "zeiler2012_errors.png")
+    draw_steps(results, options.out / "zeiler2012_steps.png")
 
 
 if __name__ == "__main__":

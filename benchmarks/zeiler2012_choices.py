@@ -1,12 +1,10 @@
-"""Which initial weights and which scaling of the images bring Table 2 of Zeiler (2012).
+"""Tells which initial weights and scaling of images bring Table 2 of Zeiler (2012).
 
 Trains all of its cells, as benchmarks.zeiler2012 does but with one seed, for each way
 to initialise the network and each to scale the images, and tells how far the test
 errors are from the paper's. Nothing is chosen by cell.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 from benchmarks import _mnist as mnist
@@ -32,14 +30,9 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains under all choices, prints the table and writes the result."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.zeiler2012_choices", description=__doc__
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder with MNIST as IDX files, gzipped or not"
-    )
-    parser.add_argument("--epochs", type=int, default=6, help="(default: 6)")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
+    parser = report.parser("zeiler2012_choices", __doc__, "about 25 minutes")
+    mnist.add_option(parser)
+    parser.add_argument("--epochs", type=int, default=6, help="of each run")
     options = parser.parse_args(arguments)
 
     data = mnist.load(options.data)
