@@ -6,7 +6,6 @@ float64, each a table. "Noise" is a gradient drawn anew from N(0, 1) in each ste
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax

@@ -146,7 +146,7 @@ def test_tables_in_a_page_are_those_that_were_measured(benchmark):
 def test_headlines():
     """README's first table."""
     rows = {
-        (row["peer"], row["parameters"], row["leaves"]): row
+        (row["implementation"], row["parameters"], row["leaves"]): row
         for row in results(step)["results"]["steps"]
         if row["parameters"]
     }
