@@ -547,6 +547,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--implementations",
         nargs="+",
+        metavar="NAME",
         choices=IMPLEMENTATIONS,
         default=[*IMPLEMENTATIONS],
         help="those to time; Keras and torch come with the extra peers",
