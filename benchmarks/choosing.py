@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one seed, 2 epochs, few rates and sizes: half a minute",
+        help="one seed, 2 epochs, few rates and sizes: about a minute",
     )
     parser.add_argument(
         "--out",
