@@ -1,1 +1,1 @@
-"""Measurements beside other optimizers: ``python -m benchmarks.<module>``."""
+"""Measurements, compared with other optimizers: ``python -m benchmarks.<module>``."""

@@ -392,7 +392,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Compiles all programs, prints tables, writes the counts and a picture."""
-    parser = report.parser("accelerators", __doc__, "DURATION", "few chips")
+    parser = report.parser("accelerators", __doc__, "about 10 minutes", "few chips")
     options = parser.parse_args(arguments)
     try:
         versions = chips.versions()

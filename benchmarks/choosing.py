@@ -274,12 +274,8 @@ def draw_rates(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all parts, prints tables, writes the result and two pictures."""
-    parser = report.parser(
-        "choosing",
-        __doc__,
-        "about 8 minutes, with --quick one minute",
-        "1 seed, 2 epochs, few learning rates and batch sizes",
-    )
+    quick = "one seed, 2 epochs, few rates and sizes: about a minute"
+    parser = report.parser("choosing", __doc__, "8 minutes", quick)
     options = parser.parse_args(arguments)
     seeds, epochs = (1, 2) if options.quick else (5, 40)
     factors, sizes = ((0.1, 1.0), (32,)) if options.quick else (FACTORS, BATCHES)

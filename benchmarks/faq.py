@@ -327,7 +327,7 @@ def summary(results: dict[str, Table]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the experiments, prints the tables, writes the result."""
-    parser = report.parser("faq", __doc__, "about half a minute")
+    parser = report.parser("faq", __doc__, "half a minute")
     options = parser.parse_args(arguments)
     results = {}
     with tqdm(QUESTIONS.items(), unit="question", disable=None) as progress:

@@ -3,7 +3,7 @@
 Two ways to share the work, each with a gradient that lies as its parameters do:
 
 - sharded: each device has its part of the parameters, the same number for any number
-  of devices, and the state lies beside them.
+  of devices, and that part of the state.
 - state sharded (ZeRO, stage 1, Rajbhandari et al. 2020): each device has all
   parameters, and a part of the state. It makes its part of the updates, and the
   devices gather them.

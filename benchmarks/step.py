@@ -478,7 +478,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set(
         xscale="log",
         xlabel=f"{size // 10**6} million float32 parameters in one leaf; log scale",
-        xlim=(min(0.8, 0.9 * min(times)), 1.4 * max(times)),
+        xlim=(min(0.8, 0.9 * min(times)), 1.6 * max(times)),
         ylim=(-0.5, len(names) - 0.1),
     )
     axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
@@ -547,6 +547,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--implementations",
         nargs="+",
+        metavar="NAME",
         choices=IMPLEMENTATIONS,
         default=[*IMPLEMENTATIONS],
         help="those to time; Keras and torch come with the extra comparison",
