@@ -543,7 +543,7 @@ def draw_allocation(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurements, prints tables, writes the result and pictures."""
-    parser = report.parser("step", __doc__, "12 minutes", "few sizes and rounds")
+    parser = report.parser("step", __doc__, "about 15 minutes", "few sizes and rounds")
     parser.add_argument(
         "--implementations",
         nargs="+",
