@@ -257,7 +257,7 @@ def adadelta(
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        if not isinstance(state, tuple) or len(state) != 3:
+        if not isinstance(state, tuple | list) or len(state) != 3:
             raise TypeError(
                 "The second argument must be the state that adadelta(…).init returned, "
                 f"got {type(state).__name__}: tx.update(gradients, state, params)."
