@@ -62,7 +62,7 @@ def warn_of_exchange(eps: dict[str, Any], rho: dict[str, Any]) -> None:
     """
     ((eps_name, one),), ((rho_name, other),) = eps.items(), rho.items()
     known = isinstance(one, float | int) and isinstance(other, float | int)
-    if known and (one >= 0.5 or 0 < other < 0.01):
+    if known and (0.5 <= one < 1 or 0 < other < 0.01):
         warnings.warn(
             f"{eps_name}={one} and {rho_name}={other} look as if arguments had changed "
             f"places: usual are {eps_name}=1e-6 and {rho_name}=0.95. Name them.",

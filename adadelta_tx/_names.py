@@ -44,7 +44,7 @@ class Node:
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"A name must be a valid identifier, got {name!r}.")
         owner = owners.get(name, self)
-        if owner is not self:
+        if owner is not self and vars(owner).get("_name") == name:  # still
             raise ValueError(
                 f"The name {name!r} is in use by {owner!r}. Choose another one, "
                 "delete that object, or call adadelta_tx.clear_name_cache()."

@@ -163,7 +163,11 @@ class Adadelta(Node):
     def __setattr__(self, key: str, value: Any) -> None:
         if key in self._elsewhere and not hasattr(type(self), key):
             raise AttributeError(f"There is no {key}. {self._elsewhere[key]}")
-        if key == "accumulator_dtype" and key in vars(self):
+        if (
+            key == "accumulator_dtype"
+            and key in vars(self)
+            and str(check_requested(value)) != str(self.accumulator_dtype)
+        ):
             raise AttributeError(
                 f"{key} is {self.accumulator_dtype}, as the accumulators are. Make a "
                 f"new optimizer for another: Adadelta(train_vars, {key}=…)."
@@ -174,7 +178,8 @@ class Adadelta(Node):
             if isinstance(value, Tracer) and isinstance(vars(self).get(key), float):
                 raise RuntimeError(
                     f"{key} was to be set to {value} inside a JAX transformation, "
-                    "which does not track it. Set it outside."
+                    "which does not track it. Set it outside, or give it to an "
+                    f"optimizer that is made inside: Adadelta(train_vars, {key}=…)."
                 )
         if key == "lr":
             if is_number(value) and isinstance(vars(self).get(key), Schedule):

@@ -114,7 +114,9 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     dtype = getattr(leaf, "dtype", number_dtype)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         kind = f"dtype {dtype}" if dtype is not None else f"type {type(leaf).__name__}"
-        instead = "Keep it apart from the parameters: jax.grad refuses it too."
+        instead = (
+            "Keep it apart from the parameters, or leave it out with optax.masked."
+        )
         if callable(leaf):
             instead = (
                 "Of an Equinox model, give eqx.filter(model, eqx.is_inexact_array)."
@@ -150,6 +152,8 @@ def _difference(got: Any, want: Any, path: KeyPath = ()) -> str:
 def _instead(got: Any, want: Any) -> str:
     """What to write where a library makes trees of two kinds."""
     kinds = [type(tree).__name__ for tree in (got, want)]
+    if kinds[0] == kinds[1]:
+        return ""
     if type(got) is tuple and len(got) == 2:
         return " Write loss, gradients = jax.value_and_grad(…)(params)."
     if "FrozenDict" in kinds:

@@ -92,7 +92,7 @@ class Collector(dict[str, Any]):
 def _array(value: Any) -> jax.Array:
     """An array without a number's weak type, for which steps would compile again."""
     array = value if isinstance(value, jax.Array) else jnp.asarray(value)
-    return array.astype(array.dtype) if array.weak_type else array
+    return array.astype(array.dtype) if getattr(array, "weak_type", False) else array
 
 
 def kind_of(x: Any) -> Any:
@@ -185,8 +185,8 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
     if not isinstance(grads, Mapping):
         raise TypeError(
             "grads must be a dict with the names of the variables, got "
-            f"{type(grads).__name__}. brainpy.math.grad gives one if grad_vars is one; "
-            "with return_value or has_aux it stands first in a tuple."
+            f"{type(grads).__name__}. brainpy.math.grad gives one if grad_vars is one. "
+            "Of a tuple with the loss, give the gradients alone."
         )
     if not values:
         raise ValueError(

@@ -583,6 +583,7 @@ def test_arguments_that_changed_places():
         ) as caught:
             adadelta_tx.adadelta(*arguments)
         assert caught[0].filename == __file__
+    adadelta_tx.adadelta(eps=1.0)
     for arguments in [(), (0.001,), (0.0,), (1.0, 0.0), (1.0, 0.9, 0.1), (None,)]:
         adadelta_tx.adadelta(*arguments)  # a warning is an error
     jax.jit(lambda rho: adadelta_tx.adadelta(0.1, rho).init(rho))(0.001)
@@ -620,6 +621,12 @@ def from_equinox(tx):
 
 def parameters_first(_):
     adadelta_tx.adadelta({"w": jnp.ones(200)})
+
+
+def test_parameters_that_are_a_tuple():
+    tx, params = adadelta_tx.adadelta(), (jnp.ones(2), {"a": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"\['a'\] is missing\.$"):
+        tx.update((jnp.ones(2), {"b": jnp.ones(2)}), tx.init(params), params)
 
 
 def integers(tx):

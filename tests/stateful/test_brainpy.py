@@ -605,6 +605,13 @@ def test_names_of_both_classes(own_first):
     ]
     together = {key: v for opt in made for key, v in opt.vars().items()}
     assert len(together) == sum(len(opt.vars()) for opt in made)
+    made[0].unique_name("asked"), made[1].unique_name("asked")
+    for kind in kinds:  # a name that is only asked for, or was given back, is free
+        opt = Adadelta({"w": kind(jnp.ones(3))}, name="first")
+        opt.name = "second"
+        plain = {"w": adadelta_tx.TrainVar(jnp.ones(3))}
+        assert [Adadelta(plain, name=name).name for name in ("first", "asked")]
+        opt.name = "third"
     for kind, taken in itertools.product(kinds, made):
         with pytest.raises((ValueError, bp.errors.UniqueNameError)):
             Adadelta({"w": kind(jnp.ones(3))}, name=taken.name)

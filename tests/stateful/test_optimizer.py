@@ -113,6 +113,7 @@ def test_accumulator_dtype_stays():
     opt = Adadelta({"w": TrainVar(1.0)}, accumulator_dtype="float32")
     with pytest.raises(AttributeError, match=r"float32.*Make a new optimizer"):
         opt.accumulator_dtype = "uint8"
+    opt.accumulator_dtype = "float32"
     opt.register_train_vars({"b": TrainVar(2.0)})
     opt.update({"w": 1.0, "b": 1.0})
     assert [*opt.implicit_vars] == ["w_cache", "w_delta", "b_cache", "b_delta"]
@@ -770,6 +771,7 @@ def test_variable():
         v.value = jnp.ones(2, jnp.int32)
     np.testing.assert_array_equal(v.value, [3.0, 4.0])
     assert repr(TrainVar(1)) == "TrainVar(1, dtype=int32)"
+    assert Variable(jax.random.key(0)).shape == ()
 
 
 def test_names_that_are_written_alike():
