@@ -5,10 +5,8 @@ from sybil.parsers.markdown import ClearNamespaceParser, PythonCodeBlockParser
 # Before JAX starts: the sharding tests want more than one device.
 chex.set_n_cpu_devices(8)
 
-collect_ignore_glob = [
-    "docs/*.py",
-    "docs/_*",
-]  # how the pages are built, and the built ones
+# How the pages are built, and the built ones.
+collect_ignore_glob = ["docs/*.py", "docs/_*"]
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), ClearNamespaceParser()],

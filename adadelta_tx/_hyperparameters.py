@@ -53,19 +53,13 @@ def scalar(
     return array if isinstance(array, jax.Array) else float(array)
 
 
-def warn_of_exchange(eps: dict[str, Any], rho: dict[str, Any]) -> None:
-    """Warns of ε and ρ that are in range, but look like each other.
-
-    Args:
-      eps: The number, by what the argument is called; and so for ``rho``.
-      rho: Likewise.
-    """
-    ((eps_name, one),), ((rho_name, other),) = eps.items(), rho.items()
-    known = isinstance(one, float | int) and isinstance(other, float | int)
-    if known and (0.5 <= one < 1 or 0 < other < 0.01):
+def warn_of_exchange(eps_name: str, eps: Any, rho: Any) -> None:
+    """Warns of ε and ρ that are in range, but look like each other."""
+    known = isinstance(eps, float | int) and isinstance(rho, float | int)
+    if known and (0.5 <= eps < 1 or 0 < rho < 0.01):
         warnings.warn(
-            f"{eps_name}={one} and {rho_name}={other} look as if arguments had changed "
-            f"places: usual are {eps_name}=1e-6 and {rho_name}=0.95. Name them.",
+            f"{eps_name}={eps} and rho={rho} look as if arguments had changed places: "
+            f"usual are {eps_name}=1e-6 and rho=0.95. Name them.",
             stacklevel=3,
         )
 

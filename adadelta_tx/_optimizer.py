@@ -127,7 +127,7 @@ class Adadelta(Node):
         self.accumulator_dtype = check_requested(accumulator_dtype)
         self._suffixes = suffixes(self.accumulator_dtype)
         self.lr = lr
-        warn_of_exchange({"epsilon": self.epsilon}, {"rho": self.rho})
+        warn_of_exchange("epsilon", self.epsilon, self.rho)
         if isinstance(lr, int | float) and 0 < lr <= 0.01:
             warnings.warn(
                 f"lr={lr} makes every step {1 / lr:.0f} times shorter than Adadelta's, "
@@ -264,10 +264,11 @@ class Adadelta(Node):
         kept = [
             [own[f"{key}{suffix}"] for key in to_train] for suffix in self._suffixes
         ]
+        count = [own["codes_count"]] if "codes_count" in own else []
         return [
             [*to_train.values()],
             *kept,
-            [own[x] for x in own if x == "codes_count"],
+            count,
         ]
 
     save_states = save_states

@@ -252,7 +252,7 @@ def adadelta(
         scale_by_adadelta(rho, eps, accumulator_dtype=accumulator_dtype),
         _scale_by_learning_rate(learning_rate),
     )
-    warn_of_exchange({"eps": eps}, {"rho": rho})
+    warn_of_exchange("eps", eps, rho)
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any

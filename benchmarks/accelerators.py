@@ -322,8 +322,9 @@ def _beyond(
     return f"{number / each if each else number:{sign}{digits}}"
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
+def summary(results: dict[str, Any]) -> str:
     """Both programs, and what is calculated from the counts."""
+    rows = results["rows"]
     single = [row for row in rows if row["leaves"]]
     training = [row for row in rows if not row["leaves"]]
     parts = [
@@ -399,18 +400,18 @@ def main(arguments: list[str] | None = None) -> None:
     except PackageNotFoundError as error:
         parser.error(f"{error}: it comes with the extra accelerators.")
     rows = measure_all(jobs(options.quick))
-    print(summary(rows))
+    peaks = {
+        name: {"bandwidth": x.bandwidth, "issue_rate": x.issue_rate, "source": x.source}
+        for name, x in chips.CHIPS.items()
+    }
+    results = {"versions": versions, "chips": peaks, "rows": rows}
+    print(summary(results))
     chips.prepare()
     logging.disable(logging.WARNING)
     with chips.quiet():
         environment = report.describe()
     print(", ".join(f"{name} {number}" for name, number in versions.items()))
     print(environment)
-    peaks = {
-        name: {"bandwidth": x.bandwidth, "issue_rate": x.issue_rate, "source": x.source}
-        for name, x in chips.CHIPS.items()
-    }
-    results = {"versions": versions, "chips": peaks, "rows": rows}
     print(f"written: {report.write(options.out, 'accelerators', results)}")
     draw(rows, options.out / "accelerators.png")
 

@@ -19,14 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import adadelta_tx
-from benchmarks import _mnist as mnist
+from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 from benchmarks import demo, faq
-from benchmarks.low_memory import Problem, digit_rows
+from benchmarks.low_memory import Problem, digit_rows, digits
 
 ADADELTA = "Adadelta"
 USUAL = {ADADELTA: 1.0, "Adam": 1e-3, "SGD, momentum 0.9": 0.1}
@@ -39,20 +38,11 @@ FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 BATCHES = (8, 32, 128, 512)
 BATCH = 32
 NOISE_EPS = (1e-2, 1e-4, 1e-6, 1e-8)
-STYLES: dict[str, dict[str, Any]] = {
-    ADADELTA: {"marker": "o", "linestyle": "-", "color": "black", "linewidth": 2.5},
-    "Adam": {"marker": "s", "linestyle": "--", "color": "#0072b2"},
-    "SGD, momentum 0.9": {"marker": "^", "linestyle": ":", "color": "#d55e00"},
-}
 
 
 def multilayer() -> Problem:
     """The multilayer perceptron of benchmarks.demo."""
-    train_images, test_images, train_labels, test_labels = map(
-        jnp.asarray, demo.digits()
-    )
-    data = mnist.Data(train_images, train_labels, test_images, test_labels)
-    return Problem(demo.initial_parameters, demo.logits, data)
+    return Problem(demo.initial_parameters, demo.logits, digits())
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -207,7 +197,7 @@ def summary(results: dict[str, Any]) -> str:
 
 def draw_noise(rows: list[dict[str, float]], path: Path) -> None:
     """Draws the distance from the minimum against ε, and SGD's law."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = pictures.figure(4.2, "In gradient noise, ε is a squared learning rate")
     axes = figure.subplots()
     rhos = dict.fromkeys(row["rho"] for row in rows)
     for rho, marker, width, lift in zip(
@@ -230,25 +220,26 @@ def draw_noise(rows: list[dict[str, float]], path: Path) -> None:
         (20, -24), textcoords="offset points", color="0.35",
     )  # fmt: skip
     axes.set(
-        title="In gradient noise, ε is a squared learning rate",
         xlabel="ε",
         ylabel="RMS distance from the minimum",
         xscale="log",
         yscale="log",
     )
     axes.set_xlim(x.min() / 2, 12 * x.max())
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    pictures.plain([axes])
+    pictures.save(figure, path)
 
 
 def draw_rates(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws test error against learning rate, a panel a problem."""
     problems = by_problem(rows)
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    figure.suptitle("Adadelta at its default learning rate, 1, is near its best")
+    title = "Adadelta at its default learning rate, 1, is near its best"
+    figure = pictures.figure(4.2, title)
     panels = figure.subplots(1, len(problems), sharey=True, squeeze=False)[0]
     for axes, (problem, optimizers) in zip(panels, problems.items(), strict=True):
-        for optimizer, tried in optimizers.items():
+        for (optimizer, tried), style in zip(
+            optimizers.items(), pictures.STYLES, strict=False
+        ):
             factors = [row["rate"] / USUAL[optimizer] for row in tried]
             label = f"{optimizer} (usual: {USUAL[optimizer]:g})"
             means = [statistics.mean(row["errors"]) for row in tried]
@@ -257,19 +248,26 @@ def draw_rates(rows: list[dict[str, Any]], path: Path) -> None:
                 for row in tried
             ]
             axes.errorbar(
-                factors, means, errors, capsize=2, label=label, **STYLES[optimizer]
+                factors,
+                means,
+                errors,
+                color=style.color,
+                marker=style.marker,
+                linestyle=style.line,
+                capsize=2,
+                label=label,
             )
         axes.axvline(1, color="0.8", zorder=0)
         axes.set(title=problem, xscale="log", yscale="log")
         axes.set_xlabel("learning rate, in units of the usual one")
         axes.set_yticks([2, 5, 10, 20, 50, 90], ["2", "5", "10", "20", "50", "90"])
         axes.minorticks_off()
-        axes.grid(alpha=0.3)
     panels[0].set_ylabel("test error, %")
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3
     )
-    figure.savefig(path, dpi=120)
+    pictures.plain(panels)
+    pictures.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -308,8 +306,6 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"written: {report.write(options.out, 'choosing', results)}")
     draw_noise(results["noise"], options.out / "choosing_noise.png")
     draw_rates(results["rates"], options.out / "choosing_rates.png")
-    for name in ("noise", "rates"):
-        print(f"picture: {options.out / f'choosing_{name}.png'}")
 
 
 if __name__ == "__main__":

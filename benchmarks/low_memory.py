@@ -146,11 +146,15 @@ def digit_rows() -> Problem:
         x += jax.nn.gelu(normal(x) @ p["up"]) @ p["down"]
         return normal(x).mean(1) @ p["out"]
 
+    return Problem(initial, logits, digits())
+
+
+def digits() -> mnist.Data:
+    """scikit-learn's digits."""
     train_images, test_images, train_labels, test_labels = map(
         jnp.asarray, demo.digits()
     )
-    data = mnist.Data(train_images, train_labels, test_images, test_labels)
-    return Problem(initial, logits, data)
+    return mnist.Data(train_images, train_labels, test_images, test_labels)
 
 
 def costs(size: int, rounds: int) -> list[dict[str, Any]]:

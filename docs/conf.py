@@ -61,8 +61,6 @@ def write_tables(folder: Path) -> None:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         document = json.loads(path.read_text())
         results = document.pop("results")
-        if path.stem == "accelerators":
-            results = results["rows"]
         benchmark = importlib.import_module(f"benchmarks.{path.stem}")
         command, note = document.pop("command"), document.pop("note", "")
         machine = f"{document.pop('machine')} ({document.pop('device')})"

@@ -4,6 +4,7 @@ Their code blocks run too: conftest.py has pytest collect them.
 """
 
 import contextlib
+import importlib
 import inspect
 import io
 import json
@@ -21,17 +22,13 @@ import pytest
 
 import adadelta_tx
 from benchmarks import (
+    accelerators,
     choosing,
-    demo,
     faq,
-    faults,
     low_memory,
-    scale,
-    stateful,
     step,
     training,
     zeiler2012,
-    zeiler2012_choices,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -45,10 +42,14 @@ def page(name):
     return re.sub(r"\s+", " ", path.read_text())
 
 
+def name_of(benchmark):
+    return benchmark.__name__.rpartition(".")[2]
+
+
 def results(benchmark):
     """What is committed of it."""
-    name = benchmark.__name__.rpartition(".")[2]
-    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    path = ROOT / f"benchmarks/results/{name_of(benchmark)}.json"
+    return json.loads(path.read_text())
 
 
 RECIPES = dict(
@@ -112,33 +113,27 @@ def test_all_published_settings_were_found():
 
 
 BENCHMARKS = [
-    choosing,
-    demo,
-    faq,
-    faults,
-    low_memory,
-    scale,
-    stateful,
-    step,
-    training,
-    zeiler2012,
-    zeiler2012_choices,
+    importlib.import_module(f"benchmarks.{path.stem}")
+    for path in sorted((ROOT / "benchmarks/results").glob("*.json"))
 ]
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_all_results_were_found():
+    assert len(BENCHMARKS) == 12
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=name_of)
 def test_results_are_of_the_commands_that_are_named(benchmark):
-    name = benchmark.__name__.rpartition(".")[2]
     document = results(benchmark)
     command = document["command"].replace(" --data DIR", "")
-    assert command == f"python -m benchmarks.{name} --out benchmarks/results"
+    module = benchmark.__name__
+    assert command == f"python -m {module} --out benchmarks/results"
     assert benchmark.summary(document["results"]).startswith("| ")
 
 
 @pytest.mark.parametrize("benchmark", [choosing, faq])
 def test_tables_in_a_page_are_those_that_were_measured(benchmark):
-    name = benchmark.__name__.rpartition(".")[2]
-    text = (ROOT / f"docs/{name}.md").read_text()
+    text = (ROOT / f"docs/{name_of(benchmark)}.md").read_text()
     for table in benchmark.tables(results(benchmark)["results"]).values():
         assert table in text
 
@@ -187,9 +182,8 @@ def test_headlines():
     ],
 )
 def test_headlines_of_accelerators(chips, told):
-    rows = json.loads((ROOT / "benchmarks/results/accelerators.json").read_text())
     moved = {"float32": set(), "optax.adadelta": set()}
-    for row in rows["results"]["rows"]:
+    for row in results(accelerators)["results"]["rows"]:
         alone = row["leaves"] and row["chips"] == 1  # no training step
         if alone and row["kind"] in moved and re.match(chips, row["chip"]):
             moved[row["kind"]].add(round(row["memory_bytes"] / row["parameters"]))
