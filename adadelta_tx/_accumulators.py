@@ -34,9 +34,9 @@ class CodedState(NamedTuple):
     """State of :func:`adadelta_tx.scale_by_adadelta` with 8-bit accumulators.
 
     Attributes:
-      count: Number of updates so far, an int32 scalar: a seed of the rounding.
-      codes: A tree like the parameters of uint16 arrays with their shapes. The high
-        byte has the code of E[g²], the low byte that of E[Δx²].
+      count: Number of updates so far, an int32 scalar, which seeds the rounding.
+      codes: A tree like the parameters, of uint16 arrays with their shapes. The high
+        byte is the code of E[g²], the low byte that of E[Δx²].
 
     Examples:
       >>> import adadelta_tx
@@ -99,7 +99,7 @@ def storage_dtype(requested: DTypeLike | None, parameter_dtype: DTypeLike) -> jn
         return arithmetic_dtype(parameter_dtype)
     if jax.dtypes.canonicalize_dtype(requested) != requested:
         raise ValueError(
-            f"accumulator_dtype is {requested}, but JAX calculates in 32 bits. Call "
+            f"accumulator_dtype is {requested}, but JAX computes in 32 bits. Call "
             'jax.config.update("jax_enable_x64", True) first, or choose float32.'
         )
     return jnp.dtype(requested)

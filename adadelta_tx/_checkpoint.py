@@ -28,20 +28,20 @@ def save_states(  # noqa: D417 (a method of optimizers)
     *,
     compressed: bool = False,
 ) -> None:
-    """Saves the state in a file, or leaves the file that was there as it is.
+    """Saves the state to a file. If that fails, an older file stays as it was.
 
     Args:
-      filename: A path; its extension says the format: ``.npz`` (or none), ``.h5``,
+      filename: A path; its extension selects the format: ``.npz`` (or none), ``.h5``,
         ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``.
       variables: A dict of variables or arrays to save. ``None`` is :meth:`vars`.
       compressed: Whether to make an ``.npz`` file smaller.
 
     Raises:
-      CheckpointError: If there is no such format, or it lacks a package.
-      OSError: If the system does not write the file.
+      CheckpointError: If there is no such format, or its package is not installed.
+      OSError: If the file cannot be written.
       RuntimeError: If JAX traces the call.
       TypeError: If ``variables`` is not a dict of variables or arrays by name.
-      ValueError: If two names are written alike.
+      ValueError: If two names become the same in a file.
     """
     name, own = optimizer.name, optimizer.vars()
     arrays = _arrays(own if variables is None else variables)
@@ -59,21 +59,21 @@ def load_states(  # noqa: D417
     variables: Mapping[str, Any] | None = None,
     verbose: bool = False,
 ) -> None:
-    """Loads a file of :meth:`save_states`, whatever the name then, or of BrainPy.
+    """Loads a file of :meth:`save_states`, of an optimizer of any name, or of BrainPy.
 
-    Accumulators and counters become the file's, and so do rho, epsilon, weight decay
-    and learning rate, which BrainPy does not store; a change is logged.
+    Accumulators and counters are those of the file then. So are rho, epsilon, weight
+    decay and learning rate, which BrainPy's files do not have; a change is logged.
 
     Args:
-      filename: A path; its extension says the format.
+      filename: A path; its extension selects the format.
       variables: A dict of more variables to load, by their names in the file.
       verbose: Whether to log what is loaded, at level INFO.
 
     Raises:
-      CheckpointError: If it is damaged or of other variables. Nothing has changed.
-      OSError: If it cannot be opened: a missing one is a FileNotFoundError.
+      CheckpointError: If it is damaged or has other variables. Nothing has changed.
+      OSError: If it cannot be opened; FileNotFoundError if there is none.
       TypeError: If ``variables`` is not a dict of variables.
-      ValueError: If one of them has the name of another one of the optimizer's.
+      ValueError: If one of them has the name of one of the optimizer's own.
     """
     more = {} if variables is None else variables
     _leaves(more)  # or a TypeError
@@ -170,7 +170,7 @@ def _owner(file: Description, name: str, own: Collection[str]) -> str:
     if not own:
         raise CheckpointError(
             f"{name} has no variables yet. Give it train_vars, or call "
-            "register_train_vars, before it loads."
+            "register_train_vars, before it loads a file."
         )
     found = sorted({_of(x) for x in file.variables if _key(x) in own})
     owner = file.owner or (name if name in found else next(iter(found), name))

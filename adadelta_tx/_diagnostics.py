@@ -27,45 +27,45 @@ def effective_learning_rate(
     *,
     percentiles: Sequence[float] | None = None,
 ) -> Any:
-    r"""About the factor between gradient and update, element by element.
+    r"""The effective learning rate of each element of the parameters.
 
     .. math::
 
       \frac{\mathrm{RMS}[\Delta x]}{\mathrm{RMS}[g]}
         = \sqrt{\frac{E[\Delta x^2] + \epsilon}{E[g^2] + \epsilon}}
 
-    It is what a learning rate is to plain gradient descent, one for each element
-    of each parameter (Zeiler 2012, section 4.2), by the averages as they are after
-    the last step. It does not include the global ``learning_rate``. It is 1 at first
-    and wherever gradients and steps are small against :math:`\sqrt{\epsilon}`.
+    This is about the factor from a gradient to its update: what the learning rate is
+    in plain gradient descent (Zeiler 2012, section 4.2). It is computed from the
+    averages after the last step, and does not include the global ``learning_rate``.
+    It is 1 at first, and wherever gradients and steps are small compared with
+    :math:`\sqrt{\epsilon}`.
 
     Args:
       state: A state of :func:`adadelta_tx.adadelta`,
         :func:`adadelta_tx.scale_by_adadelta` or ``optax.adadelta``, by itself or
         anywhere inside the state of a chain or a wrapper. Where
         :func:`optax.partition` or :func:`optax.masked` gave each of several
-        Adadeltas its own parameters, their rates are put together.
-      eps: The :math:`\epsilon` that the transformation was made with; another one
-        gives other rates. It is one for all that are in ``state``: of several with
-        different ones, pass the state of each alone. Codes do not need it.
-      percentiles: Numbers from 0 to 100. With them, each leaf is summed up by these
-        percentiles of its rates: ``(5, 50, 95)`` for the median and the range of
-        nine tenths of them. Of a leaf of more than 10,000 elements they are those
-        of 10,000 drawn at random, the same ones at each call, which is right to
-        about one percentile and cheap enough to log every 100 steps. With a NaN
-        among them, all are NaN.
+        Adadeltas its own parameters, their rates are merged.
+      eps: The :math:`\epsilon` of the transformation; another one gives wrong rates.
+        It applies to every Adadelta in ``state``: if they have different ones, pass
+        their states one at a time. 8-bit states do not need it.
+      percentiles: Numbers from 0 to 100. If given, each leaf is summarized by these
+        percentiles of its rates: ``(5, 50, 95)`` for the median and the central 90 %.
+        For a leaf of more than 10,000 elements, they are those of a random sample of
+        10,000, the same in each call. That is accurate to about one percentile, and
+        cheap enough to log every 100 steps. If a rate is NaN, all are NaN.
 
     Returns:
-      A tree like the parameters, of arrays of their shapes, or of shape
-      ``(len(percentiles),)``, in the accumulators' dtypes but at least float32, and
-      float32 for codes. A leaf that no Adadelta updates is an
-      :class:`optax.MaskedNode`, and so are the percentiles of no elements.
+      A tree like the parameters. Its arrays have the parameters' shapes or, with
+      percentiles, the shape ``(len(percentiles),)``; and the accumulators' dtypes,
+      but at least float32. A leaf that no Adadelta updates is an
+      :class:`optax.MaskedNode`, and so are the percentiles of an empty leaf.
 
     Raises:
-      TypeError: If ``eps`` is not a number, or an accumulator has a dtype that none can
-        have: so a complex state of ``optax.adadelta``.
+      TypeError: If ``eps`` is not a number, or an accumulator has an unsupported
+        dtype, such as the complex ones of ``optax.adadelta``.
       ValueError: If there is no Adadelta in ``state``, if two of them have the
-        same parameter or trees that do not fit, or if ``eps`` or a percentile is
+        same parameter or trees that do not match, or if ``eps`` or a percentile is
         out of its range.
 
     Examples:

@@ -1,9 +1,11 @@
-"""Hyperparameters: their ranges, and the checks that everyone uses."""
+"""Hyperparameters: their names, their ranges, and the checks that everyone uses."""
 
+import functools
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,37 @@ AT_LEAST_0 = (lambda x: 0 <= x < math.inf, "finite and at least 0")
 UP_TO_1 = (lambda x: 0 <= x <= 1, "in [0, 1]")
 NUMBERS = {"rho": BELOW_1, "epsilon": POSITIVE, "weight_decay": UP_TO_1}
 _REAL = (jnp.floating, jnp.integer)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def explained(
+    instead: Mapping[str, str], too_many: str = ""
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Adds what to write to the error for arguments that a function does not have.
+
+    Args:
+      instead: What to write, by names of arguments that other libraries have.
+      too_many: What to write after too many arguments without a name.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        room = len(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def wrapped(*args: P.args, **named: P.kwargs) -> T:
+            for key in named.keys() & instead.keys():
+                raise TypeError(f"There is no argument {key}. {instead[key]}")
+            if too_many and len(args) > room:
+                raise TypeError(
+                    f"{function.__name__} got {len(args)} arguments. {too_many}"
+                )
+            return function(*args, **named)
+
+        return wrapped
+
+    return decorate
 
 
 def number(
@@ -53,14 +86,14 @@ def scalar(
     return array if isinstance(array, jax.Array) else float(array)
 
 
-def warn_of_exchange(eps_name: str, eps: Any, rho: Any) -> None:
+def warn_of_exchange(eps_name: str, eps: Any, rho: Any, order: str) -> None:
     """Warns of ε and ρ that are in range, but look like each other."""
     known = isinstance(eps, float | int) and isinstance(rho, float | int)
     if known and (0.5 <= eps < 1 or 0 < rho < 0.01):
         warnings.warn(
-            f"{eps_name}={eps} and rho={rho} look as if arguments had changed places: "
-            f"usual are {eps_name}=1e-6 and rho=0.95. Name them.",
-            stacklevel=3,
+            f"{eps_name}={eps} and rho={rho} are unusual. Were the arguments in "
+            f"another order? It is {order}. Name them: rho=0.95, {eps_name}=1e-6.",
+            stacklevel=4,  # the caller of what is explained
         )
 
 
@@ -77,8 +110,8 @@ def rate(name: str, value: Any) -> Any:
     ):
         raise TypeError(
             f"{name} must be a number or a schedule, got a {type(value).__name__} "
-            "with arrays. Parameters go to init and update, not here; a schedule with "
-            "a table goes into a function: lambda count: schedule(count)."
+            "with arrays. Pass parameters to init and update, not here. Wrap a "
+            "schedule that holds arrays in a function: lambda count: schedule(count)."
         )
     if not callable(value):
         return scalar(name, value, *AT_LEAST_0)
@@ -86,7 +119,7 @@ def rate(name: str, value: Any) -> Any:
     def schedule(count: Any) -> Any:
         at = f" at update {count}" if not isinstance(count, Tracer) else ""
         return scalar(
-            f"{name}, as its schedule gives it{at},", value(count), *AT_LEAST_0
+            f"{name}, as its schedule returns it{at},", value(count), *AT_LEAST_0
         )
 
     return schedule

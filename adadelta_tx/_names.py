@@ -90,7 +90,7 @@ class Node:
 
 
 def clear_name_cache() -> None:
-    """Makes all names free again, BrainPy's too, and automatic ones start at 0.
+    """Frees all names, BrainPy's too, and restarts automatic ones at 0.
 
     Examples:
       >>> import adadelta_tx

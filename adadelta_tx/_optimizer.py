@@ -14,7 +14,12 @@ from jax.core import Tracer
 from adadelta_tx._accumulators import as_state, check_requested, parts, suffixes
 from adadelta_tx._checkpoint import load_states, save_states
 from adadelta_tx._diagnostics import effective_learning_rate
-from adadelta_tx._hyperparameters import NUMBERS, number, warn_of_exchange
+from adadelta_tx._hyperparameters import (
+    NUMBERS,
+    explained,
+    number,
+    warn_of_exchange,
+)
 from adadelta_tx._names import Node
 from adadelta_tx._schedules import Schedule, current_rate, make_schedule, track_like
 from adadelta_tx._step import step
@@ -39,22 +44,22 @@ AccumulatorDType = (
 class Adadelta(Node):
     r"""The Adadelta optimizer as an object, for code in BrainPy's style.
 
-    It has the arguments of ``brainpy.optimizers.Adadelta`` (2022) and takes the place
-    of that or of ``brainpy.optim.Adadelta`` (2.8). The equations are those of
-    :func:`adadelta_tx.adadelta`, with the weight decay :math:`\lambda` in
+    It has the arguments of ``brainpy.optimizers.Adadelta`` (2022), and replaces that or
+    ``brainpy.optim.Adadelta`` (2.8). The equations are those of
+    :func:`adadelta_tx.adadelta`, except for the weight decay :math:`\lambda`:
     :math:`x_t = (1 - \lambda) x_{t-1} - \alpha u_t`.
 
-    With BrainPy's variables, or without any once BrainPy is imported, this makes an
-    ``adadelta_tx.brainpy.Adadelta``, which is a ``brainpy.optim.Optimizer`` too; as
-    ``pathlib.Path`` makes a ``PosixPath``. Subclasses are made as they are: derive
+    With BrainPy's variables, or without any once BrainPy is imported, this creates an
+    ``adadelta_tx.brainpy.Adadelta``, which is also a ``brainpy.optim.Optimizer``; just
+    as ``pathlib.Path`` creates a ``PosixPath``. Subclasses are not replaced: derive
     from that class for use with BrainPy.
 
-    The accumulators are variables of the same family as those that it trains, so
+    The accumulators are variables of the same kind as those that it trains, so
     BrainPy's and brainstate's transformations track them. Under plain ``jax.jit``
     use :func:`adadelta_tx.adadelta`. ``lr``, ``epsilon``, ``rho`` and
-    ``weight_decay`` can be set later. A step that a transformation of theirs has
-    compiled keeps what it was compiled with, except for ``opt.lr = 0.5`` where ``lr``
-    was a number or an optax schedule.
+    ``weight_decay`` can be assigned later. A step that BrainPy or brainstate compiled
+    keeps the values that it was compiled with, but ``opt.lr = 0.5`` does reach it if
+    ``lr`` was a number or an optax schedule.
 
     Args:
       train_vars: A dict from names to the variables to train: BrainPy's, any
@@ -63,7 +68,7 @@ class Adadelta(Node):
       lr: Learning rate: a number of at least 0, an optax schedule (called with
         the number of updates so far), a BrainPy ``Scheduler``, or a variable. The
         default is the paper's 1. BrainPy printed 0.01 before 2.8.1, but did not
-        use it: every run there was at 1.
+        use it: every run used 1.
       epsilon: :math:`\epsilon`, above 0. The third argument, as in 2022; in BrainPy
         2.8 that is ``weight_decay``.
       rho: :math:`\rho`, in [0, 1).
@@ -73,9 +78,10 @@ class Adadelta(Node):
       accumulator_dtype: As for :func:`adadelta_tx.adadelta`.
 
     Raises:
-      TypeError: If ``train_vars`` is not a dict of variables, or a number is none.
-      ValueError: If a number is out of its range, a variable stands in
-        ``train_vars`` twice, or ``name`` is taken.
+      TypeError: If ``train_vars`` is not a dict of variables, or a hyperparameter is
+        not a number.
+      ValueError: If a number is out of its range, a variable is in ``train_vars``
+        twice, or ``name`` is taken.
 
     Examples:
       >>> import adadelta_tx
@@ -104,8 +110,12 @@ class Adadelta(Node):
         "learning_rate": "Write lr.",
         "init": "Optax and Flax want the transformation adadelta_tx.adadelta().",
         "register_vars": "Write register_train_vars.",
+        "step": "Write update(grads).",
+        "state_dict": "Write save_states(file), or vars() for the variables.",
+        "load_state_dict": "Write load_states(file).",
     }
 
+    @explained(_elsewhere)
     def __init__(
         self,
         train_vars: Mapping[str, Any] | None = None,
@@ -121,31 +131,34 @@ class Adadelta(Node):
         if epsilon is None or not isinstance(name, str | None):
             raise TypeError(
                 "The arguments are train_vars, lr, epsilon, rho, name; weight_decay is "
-                f"given by name. Got epsilon={epsilon!r}, name={name!r}."
+                f"keyword-only. Got epsilon={epsilon!r}, name={name!r}."
             )
         self.epsilon, self.rho, self.weight_decay = epsilon, rho, weight_decay
         self.accumulator_dtype = check_requested(accumulator_dtype)
         self._suffixes = suffixes(self.accumulator_dtype)
         self.lr = lr
-        warn_of_exchange("epsilon", self.epsilon, self.rho)
+        warn_of_exchange(
+            "epsilon", self.epsilon, self.rho, "train_vars, lr, epsilon, rho, name"
+        )
         if isinstance(lr, int | float) and 0 < lr <= 0.01:
             warnings.warn(
-                f"lr={lr} makes every step {1 / lr:.0f} times shorter than Adadelta's, "
-                "which finds the length of its steps itself: leave lr at 1, the "
-                "paper's.",
-                stacklevel=2,
+                f"lr={lr} makes every step {1 / lr:.0f} times smaller. Adadelta sets "
+                "its own step sizes: leave lr at 1, as in the paper.",
+                stacklevel=3,
+            )
+        if isinstance(train_vars, Mapping) and not train_vars:
+            warnings.warn(
+                "train_vars is empty, so there is nothing to train. Make a BrainPy "
+                "network in bm.training_environment(), or it has no such variables.",
+                stacklevel=3,
             )
         self._start(train_vars, name)
 
     if not TYPE_CHECKING:  # for which __init__ says it all
 
         @functools.wraps(__init__)  # and so does help()
-        def __new__(cls, train_vars: Any = None, *_: Any, **named: Any) -> "Adadelta":
+        def __new__(cls, train_vars: Any = None, *_: Any, **__: Any) -> "Adadelta":
             """Takes BrainPy's class where the variables are BrainPy's."""
-            if cls.__init__ is Adadelta.__init__:
-                for key in named.keys() & cls._elsewhere.keys():
-                    instead = cls._elsewhere[key]
-                    raise TypeError(f"There is no argument {key}. {instead}")
             if cls is Adadelta and "brainpy.math" in sys.modules:
                 variable = sys.modules["brainpy.math"].Variable
                 given = train_vars.values() if isinstance(train_vars, Mapping) else ()
@@ -169,16 +182,16 @@ class Adadelta(Node):
             and str(check_requested(value)) != str(self.accumulator_dtype)
         ):
             raise AttributeError(
-                f"{key} is {self.accumulator_dtype}, as the accumulators are. Make a "
-                f"new optimizer for another: Adadelta(train_vars, {key}=…)."
+                f"{key} is {self.accumulator_dtype}, and accumulators have it. To "
+                f"change it, make a new optimizer: Adadelta(train_vars, {key}=…)."
             )
         if key in NUMBERS:
             value = 0.0 if key == "weight_decay" and value is None else value
             value = number(key, value, *NUMBERS[key])
             if isinstance(value, Tracer) and isinstance(vars(self).get(key), float):
                 raise RuntimeError(
-                    f"{key} was to be set to {value} inside a JAX transformation, "
-                    "which does not track it. Set it outside, or give it to an "
+                    f"{key} cannot be set to {value} inside a JAX transformation, "
+                    "which does not track it. Set it outside, or pass it to an "
                     f"optimizer that is made inside: Adadelta(train_vars, {key}=…)."
                 )
         if key == "lr":
@@ -190,13 +203,13 @@ class Adadelta(Node):
         super().__setattr__(key, value)
 
     def register_train_vars(self, train_vars: Mapping[str, Any] | None = None) -> None:
-        """Adds variables to train, each with accumulators: zeros, or what it has.
+        """Adds variables to train. New ones start with accumulators of zeros.
 
         Args:
           train_vars: As for the class.
 
         Raises:
-          TypeError, ValueError: As the class, and nothing is added.
+          TypeError, ValueError: As for the class. Nothing is added then.
         """
         new = trainable(train_vars, self.vars_to_train, self._variable_type)
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
@@ -214,18 +227,20 @@ class Adadelta(Node):
         """Checks that there is one gradient of the right shape for each variable.
 
         Raises:
-          TypeError: If ``grads`` is not a dict, or a gradient is none or of integers.
-          ValueError: If an entry is missing, unknown or of another shape: it is named.
+          TypeError: If ``grads`` is not a dict, or a gradient is None or of integers.
+          ValueError: If an entry is missing, unknown or of another shape. The message
+            names it.
         """
         self._checked(grads, {key: v.value for key, v in self.vars_to_train.items()})
 
     _checked = staticmethod(checked_grads)
 
+    @explained({}, too_many="Write update(grads): the optimizer holds the rest.")
     def update(self, grads: Mapping[str, Any]) -> None:
-        """Updates all variables by one step, all at once or, on an error, none.
+        """Updates all variables by one step or, on an error, none of them.
 
         Outside of any transformation it is one compiled call for all variables on a
-        device, compiled once per set of shapes. No array that a caller holds is reused.
+        device, compiled once per set of shapes. No array is donated.
 
         Args:
           grads: A dict from the variables' names to gradients of their shapes.
@@ -234,8 +249,8 @@ class Adadelta(Node):
           TypeError, ValueError: If :meth:`check_grads` does, or the learning rate is
             known and is below 0.
           RuntimeError: If JAX traces the call and a variable is an
-            :class:`adadelta_tx.Variable`, which it does not track. Of the others,
-            brainstate raises its ``TraceContextError`` under plain ``jax.jit``.
+            :class:`adadelta_tx.Variable`, which it does not track. For BrainPy's and
+            brainstate's, brainstate raises its ``TraceContextError`` in ``jax.jit``.
         """
         columns = self._columns()
         values = [[variable.value for variable in column] for column in columns]
@@ -250,7 +265,7 @@ class Adadelta(Node):
     def effective_learning_rate(
         self, percentiles: Sequence[float] | None = None
     ) -> dict[str, Any]:
-        """By variable, what :func:`adadelta_tx.effective_learning_rate` returns."""
+        """Like :func:`adadelta_tx.effective_learning_rate`: a dict by variable."""
         stored = [[variable.value for variable in x] for x in self._columns()[1:]]
         trees = [
             dict(zip(self.vars_to_train, values, strict=True)) for values in stored[:-1]

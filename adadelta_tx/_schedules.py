@@ -99,9 +99,9 @@ def make_schedule(lr: Any, kind: type[Schedule]) -> Any:
         )
     if isinstance(lr, getattr(sys.modules.get("braintools.optim"), "LRScheduler", ())):
         raise TypeError(
-            f"lr is braintools' {type(lr).__name__}, which is stepped by hand and "
-            "called for the negative of the rate. Give an optax schedule or a "
-            "scheduler of brainpy.optim, or set the rate after each step of it: "
+            f"lr is braintools' {type(lr).__name__}, which must be stepped by hand and "
+            "returns the negative of the rate. Pass an optax schedule or a scheduler "
+            "of brainpy.optim, or set the rate after each of its steps: "
             "opt.lr.set_value(scheduler.get_last_lr()[0])."
         )
     return kind(lr)
@@ -119,7 +119,7 @@ def track_like(variables: Mapping[str, Any], schedule: Any) -> None:
     if schedule._is_given and isinstance(schedule._rate, Variable):
         raise ValueError(
             "lr is an adadelta_tx.Variable, which the transformations of the trained "
-            "variables do not track. Give lr as a variable of their kind."
+            "variables do not track. Pass lr as a variable of their kind."
         )
     for key, own in list(vars(schedule).items()):
         if isinstance(own, Variable):
@@ -134,7 +134,7 @@ def current_rate(schedule: Any) -> Any:
     """
     rate = value_of(schedule())
     if jnp.ndim(rate):
-        raise ValueError(f"lr must give a scalar, got one of shape {jnp.shape(rate)}.")
+        raise ValueError(f"lr must be a scalar, got one of shape {jnp.shape(rate)}.")
     if isinstance(rate, Tracer):
         return jnp.asarray(rate, dtype=float)
     return np.float64(number("lr", rate, *AT_LEAST_0))  # float32 without x64
@@ -159,6 +159,6 @@ def restore_rate(schedule: Any, lr: Any) -> None:
         schedule.lr = jnp.asarray(lr, old.dtype) if kind_of(schedule.lr) else lr
         return
     if lr is None and schedule._schedule is None:
-        raise ValueError(f"{schedule!r} has no schedule to give the learning rate.")
+        raise ValueError(f"{schedule!r} has no schedule for the learning rate.")
     new = jnp.asarray(0.0 if lr is None else lr, dtype=schedule._rate.value.dtype)
     assign([schedule._rate, schedule._is_set], [new, jnp.asarray(lr is not None)])

@@ -16,12 +16,21 @@ from adadelta_tx import _trees as trees
 from adadelta_tx._hyperparameters import (
     BELOW_1,
     POSITIVE,
+    explained,
     rate,
     scalar,
     warn_of_exchange,
 )
 
+_ELSEWHERE = {
+    "lr": "Write learning_rate.",
+    "epsilon": "Write eps.",
+    "params": "Give them to init and update: state = tx.init(params).",
+    "train_vars": "Variables are for the object: adadelta_tx.Adadelta(train_vars).",
+}
 
+
+@explained(_ELSEWHERE)
 def scale_by_adadelta(
     rho: chex.Numeric = 0.95,
     eps: chex.Numeric = 1e-6,
@@ -30,8 +39,8 @@ def scale_by_adadelta(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescale gradients as Adadelta does.
 
-    See :func:`adadelta_tx.adadelta` for the equations. This is its middle part:
-    the updates have the sign of the gradients and no learning rate.
+    See :func:`adadelta_tx.adadelta` for the equations. This is the scaling alone:
+    updates keep the sign of the gradients, and there is no learning rate.
 
     Args:
       rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
@@ -54,8 +63,8 @@ def scale_by_adadelta(
         is complex and its parameter real, or the other way round.
       ValueError: If ``rho`` or ``eps`` is a number outside its range, unless it is
         traced, or ``accumulator_dtype`` is none of the above. In ``init``: if it is
-        float64 and JAX has none. In ``update``: if gradients, state and, where they
-        are given, parameters have other trees or shapes.
+        float64 and JAX has none. In ``update``: if gradients, state and, if given,
+        parameters have different trees or shapes.
 
     Examples:
       >>> import adadelta_tx
@@ -140,6 +149,7 @@ def scale_by_adadelta(
 _advance = jax.jit(accumulators.advance)
 
 
+@explained(_ELSEWHERE)
 def adadelta(
     learning_rate: optax.ScalarOrSchedule | None = 1.0,
     rho: chex.Numeric = 0.95,
@@ -151,7 +161,7 @@ def adadelta(
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Adadelta optimizer.
 
-    A drop-in for :func:`optax.adadelta` with the paper's defaults. For a
+    A drop-in replacement for :func:`optax.adadelta` with the paper's defaults. For a
     parameter :math:`x` with gradient :math:`g`, element by element:
 
     .. math::
@@ -164,60 +174,60 @@ def adadelta(
       \end{align*}
 
     where :math:`s` = E[g²] and :math:`d` = E[Δx²] start at 0 and :math:`\alpha`
-    is the learning rate. The same numbers are calculated in another order, in
-    which each array is updated in place. So where the step is compiled with real
-    parameters and the state donated, it needs no temporary memory.
+    is the learning rate. They are computed in another order, in which each array is
+    updated in place. So a compiled step needs no temporary memory if state and
+    parameters are donated and the parameters are real.
 
-    Any finite gradient gives a finite update and state. A longer one than the
-    accumulators have room for counts as the longest, and so does an infinite
-    one: about 9e18 for float32 and bfloat16, 7e153 for float64, 128 for float16,
-    2e9 √ε for uint8; half of that for the longer part of a complex number. A NaN
-    stays one, or in uint8 becomes the largest code after an update of NaN; wrap
-    with :func:`optax.apply_if_finite` to skip such steps.
+    Any finite gradient produces a finite update and state. A gradient too large for
+    the accumulators, or infinite, counts as the largest that fits: about 9e18 for
+    float32 and bfloat16, 7e153 for float64, 128 for float16, 2e9 √ε for uint8; half
+    of that for the larger part of a complex number. A NaN stays a NaN; with uint8,
+    the update is NaN once, and the codes become the largest. Wrap with
+    :func:`optax.apply_if_finite` to skip such steps.
 
     Args:
       learning_rate: Global factor :math:`\alpha`, a number of at least 0 or a
-        schedule. The default 1 leaves the step as the recurrence gives it;
+        schedule. The default 1 leaves the step as the recurrence defines it;
         ``None`` means the same. (``optax.adadelta`` with ``None``, its default,
         does not flip the sign, so its updates climb the loss.)
       rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
       eps: :math:`\epsilon`, above 0 and below 1e30. It has the units of
-        :math:`g^2` in one place and of :math:`x^2` in the other; its root sets
-        the first steps. In float32, less than 8e-25 counts as 8e-25.
-      weight_decay: Factor of at least 0, or a schedule, with which the
-        parameters are added to the gradients before the scaling.
+        :math:`g^2` in one place and of :math:`x^2` in the other; its square root
+        sets the size of the first steps. In float32, less than 8e-25 counts as 8e-25.
+      weight_decay: A number of at least 0 or a schedule. This times the parameters
+        is added to the gradients before the scaling.
       weight_decay_mask: A tree of booleans with the parameters' structure or a
-        prefix of it, or a function from parameters to one: ``True`` where
-        weights decay. ``None`` means everywhere. A mask with a decay of the number
-        0 is an error.
+        prefix of it, or a function that returns one for the parameters: ``True``
+        where weights decay. ``None`` means everywhere. A mask is an error if
+        ``weight_decay`` is 0.
       accumulator_dtype: Dtype of both running averages: uint8, float16,
         bfloat16, float32 or float64. ``None`` takes the parameter's, but at
         least float32, and the real one for a complex parameter. bfloat16 is
-        rounded to the nearest, and for ``rho`` from 0.98 on at random, where the
-        gradient is not 0; float16 wants ``eps`` of at least 1e-6, and after many
+        rounded to nearest or, for ``rho`` of at least 0.98, stochastically where the
+        gradient is not 0. float16 needs ``eps`` of at least 1e-6, and after many
         gradients of 0 its averages below 6e-7 no longer decay. uint8 stores 8 bits
-        each of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded at random: right in the
-        mean, while those of one element are tens of percent off. They end at
+        each of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded stochastically: unbiased,
+        while single elements are tens of percent off. The codes saturate at
         RMS[Δx] = 63,000 √ε, and belong to one ``eps``: with another one they
-        mean other numbers. A state that was restored keeps the dtype it has.
+        mean other numbers. A restored state keeps its dtype.
 
     Returns:
       An :class:`optax.GradientTransformationExtraArgs`. Its state has the
-      structure of ``optax.adadelta``'s, two accumulators of the parameter's
-      shape a leaf; with uint8, a count and one uint16 array a leaf. Updates
-      have the gradients' shapes and dtypes. ``update`` needs ``params``.
+      structure of ``optax.adadelta``'s: per leaf, two accumulators of the
+      parameter's shape. With uint8 it has a count and one uint16 array per leaf.
+      Updates have the gradients' shapes and dtypes. ``update`` needs ``params``.
 
     Raises:
-      TypeError: If a hyperparameter is not a number, or gives none as a schedule.
+      TypeError: If a hyperparameter is not a number, or a schedule returns none.
         In ``init`` and ``update``: if a leaf is neither floating-point nor complex,
-        or a mask's is not a boolean. In ``update``: if the state is not Adadelta's or
-        has arrays of other dtypes, or a gradient is complex and its parameter real,
-        or the other way round.
-      ValueError: If a hyperparameter is outside its range, also as a schedule gives
-        it, unless it is traced; if ``accumulator_dtype`` is none of the above; if
+        or a leaf of a mask is not a boolean. In ``update``: if the state is not
+        Adadelta's or has arrays of other dtypes, or a gradient is complex and its
+        parameter real, or the other way round.
+      ValueError: If a hyperparameter, or what a schedule returns, is outside its
+        range, unless it is traced; if ``accumulator_dtype`` is none of the above; if
         there is a mask without a decay. In ``init``: if ``accumulator_dtype`` is
         float64 and JAX has none. In ``update``: if ``params`` are missing, or
-        gradients, parameters, state and mask have other trees or shapes.
+        gradients, parameters, state and mask have different trees or shapes.
 
     Examples:
       >>> import adadelta_tx
@@ -252,15 +262,15 @@ def adadelta(
         scale_by_adadelta(rho, eps, accumulator_dtype=accumulator_dtype),
         _scale_by_learning_rate(learning_rate),
     )
-    warn_of_exchange("eps", eps, rho)
+    warn_of_exchange("eps", eps, rho, "learning_rate, rho, eps")
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         if not isinstance(state, tuple | list) or len(state) != 3:
             raise TypeError(
-                "The second argument must be the state that adadelta(…).init returned, "
-                f"got {type(state).__name__}: tx.update(gradients, state, params)."
+                "The second argument must be a state, as adadelta(…).init returns it, "
+                f"got {type(state).__name__}. Write tx.update(grads, state, params)."
             )
         return tx.update(updates, state, params, **extra_args)
 
@@ -284,7 +294,7 @@ def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransfor
     if mask is not None and isinstance(weight_decay, float) and not weight_decay:
         raise ValueError(
             "weight_decay_mask is given, but weight_decay is 0: nothing would decay. "
-            "Give both, or neither."
+            "Pass both, or neither."
         )
 
     def add(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -311,11 +321,11 @@ def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransfor
     def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError(
-                "update needs the parameters: tx.update(gradients, state, params)."
+                "update needs the parameters. Write tx.update(grads, state, params)."
             )
         if trees.is_none(updates):
             raise ValueError(
-                "The gradients are None: tx.update(gradients, state, params)."
+                "The gradients are None. Write tx.update(grads, state, params)."
             )
         trees.check_params(updates, params)
         if isinstance(weight_decay, float) and not weight_decay:

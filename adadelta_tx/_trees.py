@@ -32,14 +32,14 @@ def aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list[
         kept = [(path, g, leaf) for (path, g), leaf in pairs if g is not None]
         if column is None or not jax.tree_util.all_leaves([x for *_, x in kept]):
             raise ValueError(
-                f"The gradients' tree is not that of {name}: "
+                f"The gradients' tree does not match that of {name}: "
                 f"{_difference(updates, tree)}.{_instead(updates, tree)}"
             )
         for path, g, leaf in kept:
             if jnp.shape(g) != jnp.shape(leaf):
                 raise ValueError(
-                    f"The gradient{_at(path)} has shape {jnp.shape(g)}, but there "
-                    f"{jnp.shape(leaf)} is the shape in {name}."
+                    f"The gradient{_at(path)} has shape {jnp.shape(g)}, but its shape "
+                    f"in {name} is {jnp.shape(leaf)}."
                 )
         columns.append(column)
     return leaves, treedef, columns
@@ -68,8 +68,8 @@ def check_stored(path: KeyPath, stored: dict[str, Any]) -> None:
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"{name}{_at(path)} is {dtype}. A complex state of optax.adadelta has "
-                "averages of g², and Adadelta needs those of |g|²: one cannot go on "
-                "from it. Begin with tx.init(params)."
+                "averages of g², and Adadelta needs those of |g|²: training cannot "
+                "continue from it. Start from tx.init(params)."
             )
         want = ["uint16"] if name == "codes" else accumulators.FLOATS
         if dtype.name not in want:
@@ -114,12 +114,10 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     dtype = getattr(leaf, "dtype", number_dtype)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         kind = f"dtype {dtype}" if dtype is not None else f"type {type(leaf).__name__}"
-        instead = (
-            "Keep it apart from the parameters, or leave it out with optax.masked."
-        )
+        instead = "Keep it out of the parameters, or exclude it with optax.masked."
         if callable(leaf):
             instead = (
-                "Of an Equinox model, give eqx.filter(model, eqx.is_inexact_array)."
+                "For an Equinox model, pass eqx.filter(model, eqx.is_inexact_array)."
             )
         raise TypeError(
             f"The {what}{_at(path)} has {kind}; Adadelta needs floating-point or "
@@ -159,7 +157,7 @@ def _instead(got: Any, want: Any) -> str:
     if "FrozenDict" in kinds:
         return " flax.core.unfreeze makes a dict of a FrozenDict."
     if "State" in kinds:
-        return " With flax.nnx, give nnx.state(model, nnx.Param) as the parameters."
+        return " With flax.nnx, pass nnx.state(model, nnx.Param) as the parameters."
     return ""
 
 

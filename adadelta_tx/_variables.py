@@ -16,9 +16,9 @@ from jax.core import Tracer
 
 
 class Variable:
-    """A named place for an array: ``variable.value`` reads it, and assigning sets it.
+    """A container for an array: read ``variable.value``, and assign to it.
 
-    It stands where BrainPy's ``bm.Variable`` would, for code without BrainPy.
+    It takes the place of BrainPy's ``bm.Variable`` in code without BrainPy.
 
     Args:
       value: An array or a number.
@@ -81,7 +81,7 @@ class Collector(dict[str, Any]):
     def __add__(self, other: Mapping[str, Any]) -> "Collector":
         for name in self.keys() & other.keys():
             if self[name] is not other[name]:
-                raise ValueError(f"{name!r} stands for another object already.")
+                raise ValueError(f"{name!r} is the name of another object already.")
         return Collector({**self, **other})
 
     def dict(self) -> dict[str, Any]:
@@ -137,11 +137,15 @@ def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str,
             raise TypeError(
                 f"train_vars[{name!r}] must be a variable of "
                 + ("BrainPy, brainstate or adadelta_tx" if kind is None else "BrainPy")
-                + f", got {type(variable).__name__}."
-                + (" Give others at once, as Adadelta(train_vars)." if got else "")
+                + f", got {type(variable).__name__.removesuffix('Impl')}."
+                + (
+                    " For others, write Adadelta(train_vars) with all of them."
+                    if got
+                    else _variable_of(name, variable)
+                )
             )
         if known.get(name, variable) is not variable:
-            raise ValueError(f"The name {name!r} stands for another object already.")
+            raise ValueError(f"{name!r} is the name of another object already.")
         first = names.setdefault(id(variable), name)
         if first is not name:
             raise ValueError(
@@ -149,17 +153,28 @@ def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str,
                 "train_vars.unique()."
             )
         if names.setdefault(str(name).lstrip("."), name) is not name:
-            raise ValueError(f"Two of these names are written alike: {name!r}.")
+            raise ValueError(f"Two names become the same in a file: {name!r}.")
         for leaf in jax.tree.leaves(variable.value):
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
                 raise TypeError(
                     f"train_vars[{name!r}] has dtype {jnp.result_type(leaf)}; Adadelta "
-                    "trains floating-point or complex numbers. Leave it out of them."
+                    "trains floating-point or complex numbers. Leave it out."
                 )
     return {name: v for name, v in together.items() if name not in known}
 
 
+def _variable_of(name: str, value: Any) -> str:
+    if is_number(value):
+        return " Write adadelta_tx.TrainVar(array), or with BrainPy bm.TrainVar(array)."
+    if isinstance(value, Mapping):
+        inner = next(iter(value), "w")
+        return f' Write one dict of all variables: {{"{name}.{inner}": variable, …}}.'
+    return ""
+
+
 def _instead_of(train_vars: Any) -> str:
+    if kind_of(train_vars) is not None:
+        return ' Give it a name: {"w": variable}.'
     module = getattr(sys.modules.get("flax.nnx"), "Module", ())
     if isinstance(train_vars, module):
         return " Write nnx.Optimizer(model, adadelta_tx.adadelta(), wrt=nnx.Param)."
@@ -170,7 +185,10 @@ def _instead_of(train_vars: Any) -> str:
     if hasattr(train_vars, "__self__"):
         return f" Write {train_vars.__name__}(), with parentheses."
     if isinstance(train_vars, list | tuple | set):
-        return ' Write a name for each: {"w": w, "b": b}.'
+        return (
+            ' Give each a name: {"w": w, "b": b}. For a BrainPy network, write '
+            "network.train_vars().unique()."
+        )
     if is_number(train_vars) or callable(train_vars):
         return " The learning rate comes second here: Adadelta(train_vars, lr)."
     return ""
@@ -184,21 +202,21 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
     """
     if not isinstance(grads, Mapping):
         raise TypeError(
-            "grads must be a dict with the names of the variables, got "
-            f"{type(grads).__name__}. brainpy.math.grad gives one if grad_vars is one. "
-            "Of a tuple with the loss, give the gradients alone."
+            f"grads must be a dict with the names of the variables, {[*values]}, got "
+            f"{type(grads).__name__}. brainpy.math.grad returns a dict if grad_vars is "
+            "one. Do not pass the loss with the gradients."
         )
     if not values:
         raise ValueError(
-            "There are no variables to train. Give them first, as "
-            "Adadelta(train_vars) or by register_train_vars(train_vars)."
+            "There are no variables to train: train_vars was empty, or not given. Pass "
+            "them to Adadelta(train_vars) or register_train_vars(train_vars)."
         )
     if values.keys() != grads.keys():
         missing = sorted(values.keys() - grads.keys(), key=str)
         extra = sorted(grads.keys() - values.keys(), key=str)
         raise ValueError(
-            f"The gradients are not those of the variables: missing {missing}, "
-            f"unknown {extra}. register_train_vars adds variables."
+            f"The gradients do not match the variables: missing {missing}, "
+            f"unknown {extra}. {_of_names(missing, extra)}"
         )
     arrays = [value_of(grads[key]) for key in values]
     for (key, value), g in zip(values.items(), arrays, strict=True):
@@ -209,11 +227,19 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
     return arrays
 
 
+def _of_names(missing: list[Any], extra: list[Any]) -> str:
+    if not missing:
+        return "register_train_vars adds variables."
+    if not extra:
+        return "Pass zeros for a variable that the loss does not depend on."
+    return "Use the names that the variables have in train_vars."
+
+
 def _check_gradient(key: str, value: Any, g: Any) -> None:
     leaves = jax.tree.leaves(g, is_leaf=lambda x: x is None)
     if any(leaf is None for leaf in leaves):
         raise TypeError(
-            f"Gradient {key!r} is None. Give zeros for a variable that the loss does "
+            f"Gradient {key!r} is None. Pass zeros for a variable that the loss does "
             "not depend on, or leave it out of train_vars."
         )
     want, got = (jax.tree.map(jnp.shape, x) for x in (value, g))
@@ -222,8 +248,8 @@ def _check_gradient(key: str, value: Any, g: Any) -> None:
     for dtype in map(jnp.result_type, leaves):
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"Gradient {key!r} has dtype {dtype}; floating-point or complex "
-                "numbers are wanted."
+                f"Gradient {key!r} has dtype {dtype}; it must be floating-point or "
+                "complex."
             )
 
 
@@ -236,9 +262,9 @@ def assign(variables: list[Any], values: list[Any]) -> None:
     for variable, value in zip(variables, values, strict=True):
         if isinstance(variable, Variable) and isinstance(value, Tracer):
             raise RuntimeError(
-                "An adadelta_tx.Variable was to be set inside a JAX transformation, "
-                "which does not track it. Use the gradient transformation "
-                "adadelta_tx.adadelta() there."
+                "An adadelta_tx.Variable cannot be set inside a JAX transformation, "
+                "which does not track it. Call update, which compiles itself, and "
+                "setters outside, or use the transformation adadelta_tx.adadelta()."
             )
     setters = {}
     if {"brainpy.math", "brainstate"} <= sys.modules.keys():

@@ -65,14 +65,14 @@ class Adadelta(_optimizer.Adadelta, Optimizer, _Named):
         try:
             super().register_train_vars(train_vars)
         except (TypeError, ValueError) as error:
-            raise _MathError(*error.args) from None
+            raise MathError(*error.args) from None
 
     def _checked(self, grads: Any, values: dict[str, Any]) -> list[Any]:
         try:
             return super()._checked(grads, values)
         except (TypeError, ValueError) as error:
-            raise _MathError(*error.args) from None
+            raise MathError(*error.args) from None
 
 
-class _MathError(errors.MathError, TypeError, ValueError):
-    """What ours is, and what BrainPy's is."""
+class MathError(errors.MathError, TypeError, ValueError):
+    """BrainPy's error, which is a ``TypeError`` and a ``ValueError`` here too."""

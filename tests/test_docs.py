@@ -150,8 +150,8 @@ def test_headlines():
     times = theirs["median_ms"] / ours["median_ms"]
     temporary = [row["temporary_bytes"] / large[0] for row in (ours, theirs)]
     assert (
-        f"30 million parameters | {times:.1f} times as fast, and {temporary[0]:.0f} "
-        f"bytes of temporary memory instead of {temporary[1]:.0f} a parameter"
+        f"30 million parameters | {times:.1f} times as fast, with {temporary[0]:.0f} "
+        f"bytes of temporary memory per parameter instead of {temporary[1]:.0f}"
     ) in page("README")
 
     models = training.by_model(results(training)["results"]).values()
@@ -166,19 +166,19 @@ def test_headlines():
         for row in results(low_memory)["results"]["costs"]
         if row["optimizer"] in ("float32", "bfloat16, rho 0.95", "uint8")
     ]
-    told = "{} bytes, as there, or {} or {}".format(*state)
+    told = "{} bytes, as in optax; optionally {} or {}".format(*state)
     assert told in page("README")
 
     many = 2 * 10**6, 500
     share = rows[step.OURS, *many]["median_ms"] / rows[step.OPTAX, *many]["median_ms"]
-    assert f"in 500 leaves take {share:.2f} of its time" in page("README")
+    assert f"in 500 leaves take {share:.2f} times as long" in page("README")
 
 
 @pytest.mark.parametrize(
     ("chips", "told"),
     [
-        ("TPU", "a step moves 28 bytes a parameter, optax's 38 to 48"),
-        ("[AHB]", "it moves the same bytes as optax's"),
+        ("TPU", "a step moves 28 bytes per parameter, optax's 38 to 48"),
+        ("[AHB]", "it moves as many bytes as optax's"),
     ],
 )
 def test_headlines_of_accelerators(chips, told):

@@ -13,7 +13,7 @@ OTHER = np.dtype("V")  # stands for whatever is not read
 class CheckpointError(Exception):
     """A file cannot hold, or does not hold, the state of an optimizer.
 
-    Nothing has changed then: no file and no variable.
+    When it is raised, no file and no variable has changed.
 
     Examples:
       >>> import adadelta_tx

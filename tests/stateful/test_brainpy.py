@@ -343,10 +343,10 @@ def test_lr_in_every_family(family, lr, compiled):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_own_lr_variable_with_theirs(family):
     lr = adadelta_tx.Variable(jnp.asarray(0.5))
-    with pytest.raises(ValueError, match="Give lr as a variable of their kind"):
+    with pytest.raises(ValueError, match="Pass lr as a variable of their kind"):
         Adadelta({"w": FAMILIES[family](jnp.ones(3))}, lr=lr)
     opt = Adadelta({"v": adadelta_tx.TrainVar(1.0)}, lr=lr)
-    with pytest.raises(ValueError, match="Give lr as a variable of their kind"):
+    with pytest.raises(ValueError, match="Pass lr as a variable of their kind"):
         opt.register_train_vars({"w": FAMILIES[family](jnp.ones(3))})
     assert list(opt.vars_to_train) == ["v"]
     assert len(opt.implicit_vars) == 2
@@ -402,7 +402,6 @@ def numbers_of(collection):
 MADE = {
     "variables of BrainPy": (lambda: Adadelta(variables()), True),
     "no variables": (Adadelta, True),
-    "an empty dict": (lambda: Adadelta({}), True),
     "variables of brainstate": (
         lambda: Adadelta({"w": brainstate.ParamState(jnp.ones(3))}),
         False,
@@ -657,9 +656,17 @@ def test_math_error_of_a_wrong_number_of_gradients(bad, kind):
     opt = Adadelta(variables())
     before = numbers_of(opt.vars_to_train)
     for method in (opt.update, opt.check_grads):
-        with pytest.raises(kind, match="The gradients are not those of the variables"):
+        with pytest.raises(kind, match="The gradients do not match the variables"):
             method(bad)
     chex.assert_trees_all_equal(numbers_of(opt.vars_to_train), before)
+
+
+def test_network_without_variables_to_train():
+    with pytest.warns(UserWarning, match=r"bm\.training_environment\(\)") as caught:
+        Adadelta(bp.dnn.Dense(2, 3).train_vars().unique())
+    assert caught[0].filename == __file__
+    with bm.training_environment():
+        Adadelta(bp.dnn.Dense(2, 3).train_vars().unique())  # a warning is an error
 
 
 def test_register_vars_warns():
