@@ -10,5 +10,5 @@ collect_ignore_glob = ["docs/*.py", "docs/_*"]
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), ClearNamespaceParser()],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["docs/*.md"],
 ).pytest()

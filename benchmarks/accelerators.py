@@ -1,14 +1,14 @@
-"""Counts what a step costs on TPUs and GPUs, without one.
+"""Counts what a step costs on TPUs and GPUs, without having one.
 
-XLA compiles for chips that are not here, and the compiled programs are counted:
-kernels, copies, bytes, temporaries, collectives and, for GPUs, instructions of machine
-code. Nothing is run, so nothing is timed: the times in the table are calculated from
-the chips' peak numbers. The compilers come with the extra accelerators, for Linux.
+XLA compiles the step for each chip, and this counts what is in the compiled programs:
+kernels, copies, bytes, temporaries, collectives and, for GPUs, machine instructions.
+Nothing is run, so nothing is timed: the times in the table are computed from the chips'
+peak numbers. The compilers come with the extra accelerators, for Linux.
 
-The optimizer alone takes gradients that are there and changes parameters and state,
-which are donated: leaves of 4096 × 4096 numbers on each chip. The limit is what it has
-to move: it reads each array once and writes parameters and state once. The whole
-training step is that of two layers, whose weights are sharded over all chips.
+The optimizer alone takes given gradients and changes parameters and state, which are
+donated: leaves of 4096 × 4096 numbers on each chip. The limit is what it must move: it
+reads each array once and writes parameters and state once. The whole training step is
+that of two layers, whose weights are sharded over all chips.
 """
 
 import functools
@@ -250,9 +250,9 @@ def alone_table(rows: list[dict[str, Any]]) -> str:
             "the optimizer alone",
             "chips",
             "state",
-            "array kernels a leaf",
+            "array kernels per leaf",
             f"others, {LEAVES[0]} → {LEAVES[-1]} leaves",
-            "bytes a parameter",
+            "bytes per parameter",
             "limit",
             "XLA's bytes",
             "temporary bytes",
@@ -302,7 +302,7 @@ def whole_table(rows: list[dict[str, Any]]) -> str:
             "the whole step",
             "chips",
             "optimizer",
-            "bytes a parameter",
+            "bytes per parameter",
             "XLA's bytes",
             "temporary bytes",
             "array kernels",
@@ -334,7 +334,7 @@ def summary(results: dict[str, Any]) -> str:
     if training:
         parts.append(
             f"{whole_table(training)}\n"
-            f"({SGD}: what it takes a parameter; the others: how much more than that)"
+            f"({SGD}: what it takes per parameter; the others: how much more than that)"
         )
     return "\n\n".join(parts)
 
@@ -344,7 +344,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(row["chip"] for row in rows))
     figure = pictures.figure(
         1.2 + 0.6 * len(names),
-        "The least time of a step on each chip, calculated from its peak numbers",
+        "The least time of a step on each chip, computed from its peak numbers",
     )
     axes = figure.subplots()
     hollow = False
@@ -377,7 +377,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.plot([], [], "ow", markeredgecolor="k", label="hollow: by\ninstructions")
     axes.axvline(1, color="black", linewidth=1, linestyle="--")
     axes.set(
-        xlabel="1 is the time to move 28 bytes a parameter, as float32 has to",
+        xlabel="1 is the time to move 28 bytes per parameter, as float32 must",
         yticks=range(len(names)),
         yticklabels=names,
         xlim=(0, None),

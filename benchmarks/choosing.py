@@ -4,8 +4,8 @@ First the noise: on the loss x² / 2 with gradients x + N(0, 1), how far from th
 x stays, by ε and ρ. Then scikit-learn's digits, with a multilayer perceptron and with a
 small transformer that reads them row by row: the test error after 40 epochs of each
 optimizer with learning rates from 1/100 to 100 times the usual one, and with several
-batch sizes at the usual one. Mean and standard deviation of seeds, which are of the
-initial weights and of the order of the images.
+batch sizes at the usual one. The tables show mean and standard deviation over seeds,
+which set the initial weights and the order of the images.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Trains a classifier of handwritten digits with each of four optimizers.
+"""Trains a handwritten-digit classifier with each of four optimizers.
 
 Prints a table and draws the losses, and the effective learning rate that
 Adadelta found for each layer. The data are scikit-learn's: 1797 digits of 8 x 8

@@ -1,4 +1,4 @@
-"""Prints the figures that the page of frequently asked questions tells.
+"""Prints the figures in the answers to frequently asked questions.
 
 Twelve small experiments with the optimizer itself on one number or a few thousand, in
 float64, each a table. "Noise" is a gradient drawn anew from N(0, 1) in each step.

@@ -4,12 +4,12 @@ Each checkpoint that is written holds random numbers made from a version, and th
 version. A file that loads is right if all of its numbers are those of one version.
 
 - kills: a process that saves again and again is killed (SIGKILL) at a random moment.
-  Afterwards the file must load, and be no older than the last save that had ended.
+  Afterwards the file must load, and be no older than the last completed save.
 - damage: a file is truncated, or has bits flipped, a block overwritten, or its end
-  replaced by that of another checkpoint. Loading it must fail and change nothing, or
-  give the numbers that were written, where the damage is elsewhere.
-- full disk: a limit stops a save after some number of bytes. The file that was there
-  must load, and no other file be left.
+  replaced by that of another checkpoint. Loading it must fail and change nothing or, if
+  the damage is elsewhere, return the numbers that were written.
+- full disk: a limit stops a save after some number of bytes. The old file must still
+  load, and no other file may be left.
 - races: two processes save to one path while it is loaded again and again.
 """
 
@@ -270,7 +270,7 @@ def summary(results: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all faults, prints the table and writes it."""
-    parser = report.parser("faults", __doc__, "10 to 15 minutes")
+    parser = report.parser("faults", __doc__, "about 7 minutes")
     parser.add_argument("--kills", type=int, default=200, help="for each format")
     parser.add_argument("--damaged", type=int, default=5_000, help="for each format")
     parser.add_argument("--stops", type=int, default=100, help="by a full disk, each")

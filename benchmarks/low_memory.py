@@ -3,7 +3,7 @@
 MNIST, with the network 784-500-300-10 of Zeiler (2012), batches of 100 and the loss
 multiplied by 0.001, 1 and 100,000; and a small transformer that reads scikit-learn's
 digits row by row. Then what the accumulators cost: bytes, temporaries and the time of
-a step. And whether their codes are right in the mean. Seeds are of the initial
+a step; and whether their codes are unbiased. The seeds are those of the initial
 weights; the batches are the same for all.
 """
 
@@ -218,7 +218,7 @@ def summary(results: dict[str, Any]) -> str:
         report.table(
             [
                 "accumulators",
-                "bytes a parameter",
+                "bytes per parameter",
                 "temporary bytes",
                 "step ms",
                 "times as fast",
@@ -301,7 +301,7 @@ def draw(problems: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.set_title(f"{PROBLEMS[problem]}, loss × {scale:,g}", fontsize=9)
             axes.set_xticks(range(len(rhos)), [str(rho) for rho in rhos])
         row[0].set_ylabel("percentage points")
-    panels[0, 0].legend(title="one mark a seed", fontsize=9)
+    panels[0, 0].legend(title="one mark per seed", fontsize=9)
     figure.supxlabel("ρ; grey: ± standard deviation of the float32 runs", fontsize=10)
     pictures.plain(panels.flat)
     pictures.save(figure, path)

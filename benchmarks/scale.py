@@ -1,6 +1,6 @@
-"""Runs the optimizer's step on 1, 2, 4 and 8 devices, and counts what it takes there.
+"""Runs the optimizer's step on 1, 2, 4 and 8 devices, and counts what it needs there.
 
-Two ways to share the work, each with a gradient that lies as its parameters do:
+There are two ways to share the work. Each gradient is sharded as its parameter is:
 
 - sharded: each device has its part of the parameters, the same number for any number
   of devices, and that part of the state.
@@ -9,7 +9,7 @@ Two ways to share the work, each with a gradient that lies as its parameters do:
   devices gather them.
 
 The state is made by ``jax.jit(tx.init)``, optax.adadelta's, too; only in the second way
-with ``out_shardings``. Bytes are those of the device that has most. Collectives are
+with ``out_shardings``. Bytes are those on the fullest device. Collectives are
 counted in the compiled step. Without accelerators, the devices are threads of one CPU:
 eight share its cores, so their step takes longer. The second table is arithmetic.
 """
@@ -202,14 +202,14 @@ def main(arguments: list[str] | None = None) -> None:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the bytes of state on the fullest device, where parameters are sharded."""
     figure = pictures.figure(
-        3, "Sharded parameters: state on a device, as jax.jit(tx.init) makes it"
+        3, "State from jax.jit(tx.init) is sharded as its parameters are"
     )
     axes = figure.subplots()
     sharded = [row for row in rows if row["way"] == "sharded"]
     devices = [row["devices"] for row in sharded]
     for key, name, style in zip(
         ("state_bytes", "optax_state_bytes"),
-        ("adadelta_tx:\nits part", "optax.adadelta:\nall of it"),
+        ("adadelta_tx:\nits own part", "optax.adadelta:\nthe whole state"),
         pictures.STYLES,
         strict=False,
     ):
@@ -231,7 +231,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         )
     axes.set(
         xlabel=f"devices, {sharded[0]['parameters'] // 10**6} M parameters on each",
-        ylabel="MB on the fullest device",
+        ylabel="MB of state on the fullest device",
         ylim=(0, None),
         xticks=devices,
     )

@@ -1,20 +1,20 @@
 """Times one optimizer step, compared with other implementations of Adadelta.
 
 A step takes given gradients and changes float32 parameters and state, which are
-donated, or changed in place, where the library does that. In each round, each
+donated, or changed in place if the library does that. In each round, each
 implementation takes three steps, of which the last two are timed: the first one pays
 for what the others left in the caches. The tables show medians. The gradients are not
-donated, but for the rows that say so.
+donated, except in the rows that say so.
 
-The limit is what a step has to move, 28 bytes a parameter (it reads g, s, d and x, and
-writes s, d and x), at the speed of a pass over as many numbers in place, which is
-measured in the same rounds. Arrays that fit in a cache have none.
+The limit is the time to move the 28 bytes per parameter that a step must move (it reads
+g, s, d and x, and writes s, d and x), at the speed of an in-place pass over as many
+numbers, measured in the same rounds. There is no limit for arrays that fit in a cache.
 
 Memory that a step allocates costs page faults, unless the allocator keeps it from one
 step to the next. So the step is timed again with each of three settings of glibc's
-malloc, each in a new process, with parameters and state donated and not.
+malloc, each in a new process, with and without donated parameters and state.
 
-To trace and to compile a step is timed once in each of several new processes, as it
+Tracing and compiling a step is timed once in each of several new processes, because it
 happens once in a training run.
 """
 
@@ -54,7 +54,7 @@ LIMIT, LIMIT_FROM = "limit", 10**7
 STEP_BYTES, PASS_BYTES = 28, 8
 TUNABLES, KEPT = "GLIBC_TUNABLES", "memory kept"
 ALLOCATORS = {
-    "as it is": "",
+    "default": "",
     "huge pages": "glibc.malloc.hugetlb=1",
     KEPT: "glibc.malloc.mmap_threshold=4294967296:"
     "glibc.malloc.trim_threshold=4294967296:glibc.malloc.arena_max=1",
@@ -121,7 +121,7 @@ def of_brainpy(
 def of_torch(
     compiled: bool, params: list[np.ndarray], grads: list[np.ndarray]
 ) -> report.Timed:
-    """torch.optim.Adadelta, foreach, as it is or under ``torch.compile``."""
+    """torch.optim.Adadelta, foreach, eager or under ``torch.compile``."""
     import torch  # pyright: ignore[reportMissingImports]: not in the test extra
 
     torch.compiler.reset()
@@ -473,7 +473,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         ).set_fontweight(bold)
         axes.get_yticklabels()[names.index(name)].set_fontweight(bold)
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
-    text = "limit: 28 bytes a parameter"
+    text = "limit: 28 bytes per parameter"
     axes.annotate(text, (1.04, len(names) - 0.45), fontsize=9, va="center")
     axes.set(
         xscale="log",
@@ -493,7 +493,7 @@ def draw_allocation(rows: list[dict[str, Any]], path: Path) -> None:
     size = max(row["parameters"] for row in rows)
     figure = pictures.figure(
         3.2,
-        f"A step of {size / 1e6:g} million parameters, by how glibc allocates memory",
+        f"A step on {size / 1e6:g} million parameters, with three malloc settings",
     )
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, donated in zip(panels, (True, False), strict=True):
@@ -530,7 +530,7 @@ def draw_allocation(rows: list[dict[str, Any]], path: Path) -> None:
             fontsize=10,
         )
         axes.set(
-            xlabel="ms a step: median and quartiles",
+            xlabel="ms per step: median and quartiles",
             yticks=range(len(ALLOCATORS)),
             yticklabels=ALLOCATORS,
         )
@@ -543,7 +543,7 @@ def draw_allocation(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurements, prints tables, writes the result and pictures."""
-    parser = report.parser("step", __doc__, "about 15 minutes", "few sizes and rounds")
+    parser = report.parser("step", __doc__, "about 10 minutes", "few sizes and rounds")
     parser.add_argument(
         "--implementations",
         nargs="+",

@@ -3,7 +3,7 @@
 A step is the loss's gradient, the update and the new parameters, in one compiled call;
 parameters and state are donated, float32. Only the optimizer differs. In each round,
 each takes three steps, of which the last two are timed. The table shows medians, and
-the bytes that the compiled program takes in all: arguments, results and temporaries.
+the total bytes of the compiled program: arguments, results and temporaries.
 """
 
 import math
@@ -206,7 +206,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
             "range ms",
             "times as fast as optax",
             "bytes in all",
-            "less than optax, a parameter",
+            "less than optax, per parameter",
             "more than SGD",
         ],
         lines,

@@ -1,12 +1,12 @@
-"""Trains what Zeiler (2012, arXiv:1212.5701) trained, to compare with its figures.
+"""Repeats the experiments of Zeiler (2012, arXiv:1212.5701), to compare the figures.
 
 Tables 1 and 2 of its section 4: MNIST, a network 784-500-300-10 of tanh units with a
 softmax, batches of 100, 6 epochs; SGD, Momentum, ADAGRAD and ADADELTA, each cell from
-several seeds. A seed is of the initial weights and of the order of the images. Then
-one run of ADADELTA is looked into every 10 batches, as in Figure 2.
+several seeds. A seed sets the initial weights and the order of the images. Then one
+run of ADADELTA is inspected every 10 batches, as in Figure 2.
 
 The paper does not say how it initialised the network or scaled the images:
-benchmarks.zeiler2012_choices tells which ways come nearest to its Table 2.
+benchmarks.zeiler2012_choices shows which choices come nearest to its Table 2.
 """
 
 import functools

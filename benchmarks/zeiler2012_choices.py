@@ -1,8 +1,8 @@
-"""Tells which initial weights and scaling of images bring Table 2 of Zeiler (2012).
+"""Finds the initial weights and image scaling that reproduce Zeiler (2012), Table 2.
 
 Trains all of its cells, as benchmarks.zeiler2012 does but with one seed, for each way
-to initialise the network and each to scale the images, and tells how far the test
-errors are from the paper's. Nothing is chosen by cell.
+to initialise the network and to scale the images, and prints how far the test errors
+are from the paper's. One choice is made for all cells.
 """
 
 from typing import Any

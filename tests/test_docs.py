@@ -1,6 +1,6 @@
 """What README and the pages tell: recipes that train, figures that were measured.
 
-Their code blocks run too: conftest.py has pytest collect them.
+README's code blocks run here, those of the pages by ``make test-docs``.
 """
 
 import contextlib
@@ -36,10 +36,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = {"adadelta_tx": adadelta_tx, "jax": jax, "jnp": jnp, "optax": optax}
 
 
+def path_of(name):
+    return ROOT / ("README.md" if name == "README" else f"docs/{name}.md")
+
+
 def page(name):
     """Its text, a space for each line break."""
-    path = ROOT / ("README.md" if name == "README" else f"docs/{name}.md")
-    return re.sub(r"\s+", " ", path.read_text())
+    return re.sub(r"\s+", " ", path_of(name).read_text())
 
 
 def name_of(benchmark):
@@ -253,25 +256,27 @@ def test_defaults(name, cells):
     assert checked == cells
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs/start.md"])
-def test_what_is_on_the_screen(path):
-    """A block of text after a block of Python is what it prints."""
-    shown = re.findall(
-        r"```python\n((?:(?!```).)+)```\n(?:(?!```).)*```text\n(.+?)```",
-        path.read_text(),
-        re.DOTALL,
-    )
-    assert shown
-    for code, text in shown:
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            exec(code, {})
-        pattern = re.compile(r"[-+\d.e]*\d")
-        assert pattern.split(out.getvalue()) == pattern.split(text)
-        printed, told = (
-            np.array(pattern.findall(x), float) for x in (out.getvalue(), text)
-        )
-        np.testing.assert_allclose(printed, told, atol=0.03)
+@pytest.mark.parametrize("name", ["README", "start"])
+def test_what_is_on_the_screen(name):
+    """Of each block of Python: the block of text after it, or before the next one."""
+    text = path_of(name).read_text()
+    blocks = re.findall(r"```(python|text)\n(.+?)```", text, re.DOTALL)
+    pattern = re.compile(r"[-+\d.e]*\d")
+    told = ""
+    for (language, code), (following, text) in zip(
+        blocks, [*blocks[1:], ("", "")], strict=True
+    ):
+        if language == "python":
+            told = text if following == "text" else told
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                exec(code, {})
+            assert pattern.split(out.getvalue()) == pattern.split(told)
+            printed, expected = (
+                np.array(pattern.findall(x), float) for x in (out.getvalue(), told)
+            )
+            np.testing.assert_allclose(printed, expected, atol=0.03)
+    assert told
 
 
 def test_readme_is_short():
