@@ -67,8 +67,8 @@ class Adadelta(Node):
         to :meth:`register_train_vars`, which BrainPy's trainers call.
       lr: Learning rate: a number of at least 0, an optax schedule (called with
         the number of updates so far), a BrainPy ``Scheduler``, or a variable. The
-        default is the paper's 1. BrainPy printed 0.01 before 2.8.1, but did not
-        use it: every run used 1.
+        default is the paper's 1. Before 2.8.1, BrainPy's default was 0.01, but
+        was ignored: every run used 1.
       epsilon: :math:`\epsilon`, above 0. The third argument, as in 2022; in BrainPy
         2.8 that is ``weight_decay``.
       rho: :math:`\rho`, in [0, 1).
