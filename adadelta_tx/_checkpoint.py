@@ -33,7 +33,8 @@ def save_states(  # noqa: D417 (a method of optimizers)
     Args:
       filename: A path; its extension selects the format: ``.npz`` (or none), ``.h5``,
         ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``.
-      variables: A dict of variables or arrays to save. ``None`` is :meth:`vars`.
+      variables: A dict of variables or arrays to save with the optimizer's
+        :meth:`vars`, as ``network.vars()``: what is trained is not among those.
       compressed: Whether to make an ``.npz`` file smaller.
 
     Raises:
@@ -43,14 +44,12 @@ def save_states(  # noqa: D417 (a method of optimizers)
       TypeError: If ``variables`` is not a dict of variables or arrays by name.
       ValueError: If two names become the same in a file.
     """
-    name, own = optimizer.name, optimizer.vars()
-    arrays = _arrays(own if variables is None else variables)
+    more = {} if variables is None else variables
+    _leaves(more)  # or a TypeError
+    arrays = _arrays({**optimizer.vars(), **more})
     numbers = _checked(_numbers(optimizer))
-    header = {"name": name, "schedule": optimizer.lr.name, "numbers": numbers}
-    _files.write(filename, header, arrays, compressed)
-    if not _leaves(own).keys() <= arrays.keys():
-        lacks = f"does not hold the state of {name}, whose vars() are not among the"
-        _log.warning("%s: %s variables. It cannot be loaded.", filename, lacks)
+    names = {"name": optimizer.name, "schedule": optimizer.lr.name}
+    _files.write(filename, {**names, "numbers": numbers}, arrays, compressed)
 
 
 def load_states(  # noqa: D417
@@ -248,7 +247,10 @@ def _arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _leaves(variables: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays in variables, and arrays that stand for one, by name."""
     if not isinstance(variables, Mapping):
-        raise TypeError(f"variables must be a dict by name, got {variables!r}.")
+        raise TypeError(
+            f"variables must be a dict by name, got {variables!r}. The path of the "
+            "file is the first argument."
+        )
     leaves = {}
     for name, variable in variables.items():
         if not isinstance(name, str) or not name.strip("."):

@@ -73,12 +73,20 @@ def scalar(
     So it stays a leaf of a closure that is turned into a pytree, as by
     ``equinox.internal.closure_to_pytree``: another value compiles nothing anew.
     """
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    array = value
+    if not isinstance(value, jax.Array):  # a list may have arrays of several shapes
+        array = np.asarray(None if isinstance(value, list | tuple) else value)
     if isinstance(value, jax.Array) and jnp.iscomplexobj(value):
         array = value.real  # optax.inject_hyperparams casts to the parameters' dtype
     if array.ndim or not any(jnp.issubdtype(array.dtype, kind) for kind in _REAL):
         got = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
-        raise TypeError(f"{name} must be a real number, got {got}.")
+        instead = ""
+        if callable(value):
+            instead = (
+                " It takes no schedule: change it with optax.inject_hyperparams or, on "
+                "an Adadelta object, by assignment."
+            )
+        raise TypeError(f"{name} must be a real number, got {got}.{instead}")
     if isinstance(array, Tracer):
         return array
     if not in_range(float(array)):
@@ -105,12 +113,12 @@ def rate(name: str, value: Any) -> Any:
       ValueError: If it is a number below 0 or not finite.
     """
     leaves = jax.tree.leaves(value) if callable(value) else ()
-    if isinstance(value, Mapping) or any(
+    if isinstance(value, Mapping | list | tuple) or any(
         isinstance(x, jax.Array) and x.ndim for x in leaves
     ):
         raise TypeError(
-            f"{name} must be a number or a schedule, got a {type(value).__name__} "
-            "with arrays. Pass parameters to init and update, not here. Wrap a "
+            f"{name} must be a number or a schedule, got a {type(value).__name__}. "
+            "Pass parameters to init and update, not here. Wrap a "
             "schedule that holds arrays in a function: lambda count: schedule(count)."
         )
     if not callable(value):

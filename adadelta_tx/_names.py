@@ -81,6 +81,11 @@ class Node:
             kind = self._name.rstrip("0123456789")
             self.name = self.unique_name(type_=kind)
 
+    def check_attribute(self, key: str) -> None:
+        """Raises an AttributeError for one that is called otherwise here."""
+        if key in self._elsewhere and not hasattr(type(self), key):
+            raise AttributeError(f"There is no {key}. {self._elsewhere[key]}")
+
     if not TYPE_CHECKING:  # a type checker knows what there is
 
         def __getattr__(self, key: str) -> Any:

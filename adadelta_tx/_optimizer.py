@@ -110,7 +110,11 @@ class Adadelta(Node):
         "learning_rate": "Write lr.",
         "init": "Optax and Flax want the transformation adadelta_tx.adadelta().",
         "register_vars": "Write register_train_vars.",
+        "momentum": "Adadelta has none.",
         "step": "Write update(grads).",
+        "zero_grad": "Gradients are new in each step, so there is nothing to reset.",
+        "param_groups": "Write lr, epsilon, rho or weight_decay.",
+        "weight_decay_mask": "The transformation adadelta_tx.adadelta has one.",
         "state_dict": "Write save_states(file), or vars() for the variables.",
         "load_state_dict": "Write load_states(file).",
     }
@@ -174,8 +178,7 @@ class Adadelta(Node):
         self.name = name
 
     def __setattr__(self, key: str, value: Any) -> None:
-        if key in self._elsewhere and not hasattr(type(self), key):
-            raise AttributeError(f"There is no {key}. {self._elsewhere[key]}")
+        self.check_attribute(key)
         if (
             key == "accumulator_dtype"
             and key in vars(self)

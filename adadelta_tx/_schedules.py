@@ -23,7 +23,10 @@ class Schedule(Node):
     """
 
     _excluded_vars = ("_rate", "_is_set")  # from BrainPy's vars()
-    _elsewhere: ClassVar = {"step": "Read last_call, the index of the last update."}
+    _elsewhere: ClassVar = {
+        "step": "Read last_call, the index of the last update.",
+        "value": "Read lr, and assign to it.",
+    }
 
     def __init__(self, lr: Any) -> None:
         """Takes a number of at least 0, a variable of one, or an optax schedule."""
@@ -66,6 +69,13 @@ class Schedule(Node):
         scheduled = jnp.asarray(value_of(self._schedule(i)), dtype=rate.dtype)
         return jnp.where(self._is_set.value, rate, scheduled)
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        self.check_attribute(key)
+        super().__setattr__(key, value)
+
+    def __float__(self) -> float:
+        return float(self())
+
     def step_call(self) -> None:
         """Counts an update."""
         assign([self.last_call], [self.last_call.value + 1])
@@ -83,7 +93,9 @@ class Schedule(Node):
     def __repr__(self) -> str:
         is_set = self._is_set.value
         scheduled = isinstance(is_set, Tracer) or not is_set
-        shown = self._schedule if scheduled else self._rate.value
+        rate = self._rate.value
+        shown = rate if isinstance(rate, Tracer) else np.asarray(rate)  # 0.1 as 0.1
+        shown = self._schedule if scheduled else shown
         return f"{'Schedule' if self._schedule else 'Constant'}(lr={shown})"
 
 

@@ -25,7 +25,8 @@ from adadelta_tx._hyperparameters import (
 _ELSEWHERE = {
     "lr": "Write learning_rate.",
     "epsilon": "Write eps.",
-    "params": "Give them to init and update: state = tx.init(params).",
+    "momentum": "Adadelta has none.",
+    "params": "Pass them to init and update: state = tx.init(params).",
     "train_vars": "Variables are for the object: adadelta_tx.Adadelta(train_vars).",
 }
 
@@ -268,10 +269,22 @@ def adadelta(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         if not isinstance(state, tuple | list) or len(state) != 3:
+            got = type(state).__name__
+            if type(state) is tuple and state:
+                got += f" of {', '.join(type(x).__name__ for x in state)}"
             raise TypeError(
                 "The second argument must be a state, as adadelta(…).init returns it, "
-                f"got {type(state).__name__}. Write tx.update(grads, state, params)."
+                f"got {got}. Write tx.update(grads, state, params)."
             )
+        for key, given, its in (
+            ("weight_decay", weight_decay, state[0]),
+            ("learning_rate", learning_rate, state[2]),
+        ):
+            if callable(given) and isinstance(its, optax.EmptyState):
+                raise TypeError(
+                    f"{key} is a schedule, but this state was made with a number, so "
+                    "it has no count. Pass a number, or start from tx.init(params)."
+                )
         return tx.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(tx.init, update_fn)
@@ -291,6 +304,11 @@ def _scale_by_learning_rate(learning_rate: Any) -> optax.GradientTransformation:
 def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformation:
     """Optax's, which would broadcast, and promote updates to the dtype of an array."""
     theirs = optax.add_decayed_weights(weight_decay)  # for its state
+    if mask is False:
+        raise ValueError(
+            "weight_decay_mask is False: nothing would decay. If it was a function, "
+            'use optax.inject_hyperparams(…, static_args=("weight_decay_mask",)).'
+        )
     if mask is not None and isinstance(weight_decay, float) and not weight_decay:
         raise ValueError(
             "weight_decay_mask is given, but weight_decay is 0: nothing would decay. "

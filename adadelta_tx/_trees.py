@@ -86,7 +86,14 @@ def check_stored(path: KeyPath, stored: dict[str, Any]) -> None:
 def check_mask(mask: Any, tree: Any) -> None:
     if mask is None:
         return
-    mask = mask(tree) if callable(mask) else mask
+    if callable(mask):
+        try:
+            mask = mask(tree)
+        except Exception as error:
+            raise TypeError(
+                f"weight_decay_mask raised {error!r}. It gets all the parameters: "
+                "lambda params: jax.tree.map(lambda x: x.ndim > 1, params)."
+            ) from error
     leaves, treedef = tree_flatten_with_path(mask, is_leaf=is_none)
     try:
         subtrees = treedef.flatten_up_to(tree)

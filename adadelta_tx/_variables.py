@@ -145,7 +145,9 @@ def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str,
                 )
             )
         if known.get(name, variable) is not variable:
-            raise ValueError(f"{name!r} is the name of another object already.")
+            raise ValueError(
+                f"{name!r} is the name of another object already. Choose another one."
+            )
         first = names.setdefault(id(variable), name)
         if first is not name:
             raise ValueError(
@@ -164,7 +166,7 @@ def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str,
 
 
 def _variable_of(name: str, value: Any) -> str:
-    if is_number(value):
+    if is_number(value_of(value)):
         return " Write adadelta_tx.TrainVar(array), or with BrainPy bm.TrainVar(array)."
     if isinstance(value, Mapping):
         inner = next(iter(value), "w")
@@ -203,8 +205,12 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
     if not isinstance(grads, Mapping):
         raise TypeError(
             f"grads must be a dict with the names of the variables, {[*values]}, got "
-            f"{type(grads).__name__}. brainpy.math.grad returns a dict if grad_vars is "
-            "one. Do not pass the loss with the gradients."
+            f"{type(grads).__name__}."
+            + (
+                " Pass only the gradients, without the loss: value, grads = …"
+                if isinstance(grads, tuple)
+                else " brainpy.math.grad returns a dict if grad_vars is one."
+            )
         )
     if not values:
         raise ValueError(

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.ticker import FixedLocator
 from tqdm import tqdm
 
 import adadelta_tx
@@ -300,7 +301,13 @@ def draw(problems: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set_title(f"{PROBLEMS[problem]}, loss × {scale:,g}", fontsize=9)
             axes.set_xticks(range(len(rhos)), [str(rho) for rho in rhos])
-        row[0].set_ylabel("percentage points")
+        # One run that does not train must not hide the differences of the others.
+        row[0].set_yscale("symlog", linthresh=1)
+        low, high = row[-1].get_ylim()
+        row[0].set_ylim(1.5 * low, 1.5 * high)
+        row[0].yaxis.set_major_formatter("{x:g}")
+        row[0].yaxis.set_major_locator(FixedLocator([-3, -1, 0, 1, 3, 10, 100]))
+        row[0].set_ylabel("percentage points (log from 1)")
     panels[0, 0].legend(title="one mark per seed", fontsize=9)
     figure.supxlabel("ρ; grey: ± standard deviation of the float32 runs", fontsize=10)
     pictures.plain(panels.flat)

@@ -17,6 +17,10 @@ _FORMATS |= {".pkl": _pickle, ".pickle": _pickle}
 
 
 def _format(filename: StrPath) -> Any:
+    if not isinstance(filename, str | os.PathLike):
+        raise TypeError(
+            f"The first argument is the path of a file, got {type(filename).__name__}."
+        )
     extension = os.path.splitext(filename)[1].lower() or ".npz"
     if extension not in _FORMATS:
         raise CheckpointError(

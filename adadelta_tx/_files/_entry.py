@@ -78,12 +78,12 @@ def exactly(file: BinaryIO, place: int, length: int) -> bytes:
     return data
 
 
-def package(name: str, extra: str) -> Any:
+def package(name: str) -> Any:
     """A library that a format needs."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise CheckpointError(
-            f"this format needs {name}: pip install 'adadelta_tx[{extra}]'. "
+            f"this format needs {name}: pip install {name.partition('.')[0]}. "
             ".npz, .pkl and .pickle need nothing more."
         ) from error

@@ -22,7 +22,7 @@ CONVERT = (
 
 def write(file: BinaryIO, entries: Mapping[str, np.ndarray]) -> None:
     """One dataset for each array."""
-    with package("h5py", "h5").File(file, "w") as group:
+    with package("h5py").File(file, "w") as group:
         for name, array in entries.items():
             group[name] = array
 
@@ -30,7 +30,7 @@ def write(file: BinaryIO, entries: Mapping[str, np.ndarray]) -> None:
 @contextmanager
 def entries(file: BinaryIO) -> Iterator[list[tuple[str, Look]]]:
     """The entries of an open file."""
-    h5py = package("h5py", "h5")
+    h5py = package("h5py")
 
     def look(name: str) -> Entry:
         # A soft or an external link, and data in other files, would lead elsewhere.

@@ -36,7 +36,7 @@ def write(file: BinaryIO, entries: Mapping[str, np.ndarray]) -> None:
         if array.nbytes >= 2**32 - 2**12:
             raise CheckpointError(f"{name} is too large for a .mat file.")
     arrays = {name: np.expand_dims(array, 0) for name, array in entries.items()}
-    _entry.package("scipy.io", "mat").savemat(file, arrays)
+    _entry.package("scipy.io").savemat(file, arrays)
 
 
 def shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:

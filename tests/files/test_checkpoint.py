@@ -180,12 +180,12 @@ def test_missing_package(tmp_path, monkeypatch):
     before = h5.read_bytes(), mat.read_bytes()
     for package in ("h5py", "scipy.io"):
         monkeypatch.setitem(sys.modules, package, None)
-    for call, path, extra in (
-        (optimizer.save_states, h5, "h5"),
-        (optimizer.load_states, h5, "h5"),
-        (optimizer.save_states, mat, "mat"),
+    for call, path, package in (
+        (optimizer.save_states, h5, "h5py"),
+        (optimizer.load_states, h5, "h5py"),
+        (optimizer.save_states, mat, "scipy"),
     ):
-        with pytest.raises(CheckpointError, match=rf"adadelta_tx\[{extra}\].*\.npz"):
+        with pytest.raises(CheckpointError, match=rf"pip install {package}\. \.npz"):
             call(path)
     optimizer.load_states(mat)
     assert (h5.read_bytes(), mat.read_bytes()) == before
@@ -217,7 +217,7 @@ def test_bad_variables(tmp_path):
         make().save_states(path, {"a": {"b": jnp.ones(1)}, "a['b']": jnp.ones(1)})
     with pytest.raises(TypeError, match=r"variables\['key'\].*PRNGKey"):
         make().save_states(path, {"key": jax.random.key(0)})
-    with pytest.raises(RuntimeError, match="'x' cannot be saved inside"):
+    with pytest.raises(RuntimeError, match="cannot be saved inside"):
         jax.jit(lambda x: make().save_states(path, {"x": x}))(1.0)
     assert not list(tmp_path.iterdir())
 
@@ -897,14 +897,13 @@ def test_more_variables_under_a_name_of_its_own(tmp_path):
     assert bits(optimizer) == before
 
 
-def test_file_without_the_optimizer(tmp_path, caplog):
+def test_the_optimizer_is_in_every_file(tmp_path):
+    """Of load_states(path, network.vars()), save_states(path, network.vars())."""
     path = tmp_path / "run.npz"
-    optimizer = make()
-    optimizer.save_states(path, {"w": jnp.ones(2)})
-    (record,) = caplog.records
-    assert "does not hold the state of Adadelta0" in record.message
-    with refused(optimizer, path, "missing w_cache", "unknown w."):
-        optimizer.load_states(path)
+    saved, loaded = train(make(), 0, 2), make()
+    saved.save_states(path, saved.train_vars())
+    loaded.load_states(path, loaded.train_vars())
+    assert bits(train(loaded, 2, 4)) == bits(train(saved, 2, 4))
 
 
 def test_numbers_come_back_and_are_told(tmp_path, caplog):

@@ -12,6 +12,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import brainpy as bp
+import brainpy.math as bm
 import brainstate
 import braintools
 import chex
@@ -852,7 +853,10 @@ def test_collections_add_up():
         ),
         (lambda: Adadelta(variables(), eps=1e-3), "no argument eps. Write epsilon."),
         (lambda: Adadelta(learning_rate=1.0), "no argument learning_rate. Write lr."),
-        (lambda: Adadelta(variables()).update((grads(0), 1.0)), "got tuple. brainpy.m"),
+        (
+            lambda: Adadelta(variables()).update((grads(0), 1.0)),
+            "got tuple. Pass only the grad",
+        ),
         (
             lambda: Adadelta(variables()).update(grads(0), None, {}),
             "got 4 arguments. Write update(grads): the optimizer holds the rest.",
@@ -861,6 +865,22 @@ def test_collections_add_up():
             lambda: Adadelta(variables()).step(),
             "attribute 'step'. Write update(grads).",
         ),
+        (lambda: Adadelta(variables()).zero_grad(), "there is nothing to reset."),
+        (lambda: Adadelta(variables(), momentum=0.9), "Adadelta has none."),
+        (lambda: setattr(Adadelta(variables()), "momentum", 0.9), "Adadelta has none."),
+        (
+            lambda: setattr(Adadelta(variables()).lr, "value", 0.9),
+            "Read lr, and assign",
+        ),
+        (
+            lambda: Adadelta(variables(), weight_decay_mask={}),
+            "adadelta_tx.adadelta has",
+        ),
+        (lambda: Adadelta(variables(), rho=lambda i: 0.9), "It takes no schedule"),
+        (lambda: Adadelta({"w": bm.ones(3)}), "or with BrainPy bm.TrainVar(array)."),
+        (lambda: Adadelta(variables()).save_states({}, "f"), "path of the file is the"),
+        (lambda: Adadelta(variables()).save_states({}), "path of a file, got dict"),
+        (lambda: Adadelta(variables()).load_states({}), "path of a file, got dict"),
         (lambda: Adadelta(variables()).state_dict(), "Write save_states(file)"),
         (lambda: Adadelta(variables()).load_state_dict({}), "Write load_states(file)."),
         (
