@@ -170,8 +170,7 @@ def advance(
     exact = recurrence.bounded(exact, _largest(dtype))
     share = recurrence.new_share(exact, c)
     s, d = _read_floats(stored, real)
-    mark = rounding.bits(exact.real) ^ (rounding.bits(stored[1]) >> 16)
-    write = functools.partial(_write, dtype, rho, mark)
+    write = functools.partial(_write, dtype, rho, exact.real, stored[1])
     new_s, s = write(recurrence.next_e_g(share, s, c), share)
     share_x = recurrence.new_share_x(share, s, d, c)
     new_d, d = write(recurrence.next_e_x(share_x, d, c), share_x)
@@ -217,7 +216,8 @@ def _largest_coded(eps: recurrence.Scalar) -> recurrence.Scalar:
 def _write(
     dtype: DTypeLike,
     rho: recurrence.Scalar,
-    mark: jax.Array,
+    g: jax.Array,
+    old_d: jax.Array,
     values: jax.Array,
     share: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
@@ -227,10 +227,10 @@ def _write(
     there to a number that says nothing.
 
     The state of floats is optax's, which counts no steps. So the noise of bfloat16
-    comes from the values and from a mark, bits of the gradient and of the old E[Δx²].
-    Without the latter, a gradient that repeats itself could round E[g²] to the same
-    value for ever; with one below g², E[Δx²] would grow exponentially. Without a share
-    of a gradient, where both stand still, they are rounded to the nearest.
+    comes from the values, the gradient and the old E[Δx²]. A gradient that repeats
+    itself may hold both averages still, but not E[g²] alone: below g², it would make
+    E[Δx²] grow exponentially. Without a share of a gradient, they are rounded to the
+    nearest.
     """
     if dtype == jnp.float16:
         return values.astype(dtype), values
@@ -241,5 +241,6 @@ def _write(
         at_random = share > float(jnp.finfo(jnp.float32).tiny)
         if not fixed:
             at_random &= rho >= _STOCHASTIC_FROM
-        stored = rounding.to_bfloat16(values, rounding.seed(mark), at_random)
+        seed = rounding.seed(rounding.bits(g), rounding.bits(old_d))
+        stored = rounding.to_bfloat16(values, seed, at_random)
     return stored, stored.astype(values.dtype)

@@ -24,12 +24,14 @@ _MIX = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _GOLDEN = np.uint32(0x9E3779B9)
 
 
-def seed(of: jax.Array) -> jax.Array:
+def seed(of: jax.Array, upper: Any = 0) -> jax.Array:
     """A number for each element, from bits of its own and its position.
 
-    The position goes in axis by axis: so each device makes its own part, and XLA makes
-    no array of positions.
+    The upper half of other bits counts too, which is all that a bfloat16 has. The
+    position goes in axis by axis: so each device makes its own part, and XLA makes no
+    array of positions.
     """
+    of ^= (upper >> 16) * _GOLDEN
     if not of.ndim:
         return of * _MIX[0]
     for axis in reversed(range(of.ndim)):
