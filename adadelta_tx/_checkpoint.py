@@ -33,8 +33,8 @@ def save_states(  # noqa: D417 (a method of optimizers)
     Args:
       filename: A path; its extension selects the format: ``.npz`` (or none), ``.h5``,
         ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``.
-      variables: A dict of variables or arrays to save with the optimizer's
-        :meth:`vars`, as ``network.vars()``: what is trained is not among those.
+      variables: A dict of variables or arrays to save with :meth:`vars`, which do not
+        have what is trained: ``network.vars()``, say.
       compressed: Whether to make an ``.npz`` file smaller.
 
     Raises:
@@ -42,14 +42,13 @@ def save_states(  # noqa: D417 (a method of optimizers)
       OSError: If the file cannot be written.
       RuntimeError: If JAX traces the call.
       TypeError: If ``variables`` is not a dict of variables or arrays by name.
-      ValueError: If two names become the same in a file.
+      ValueError: If two names are the same in a file, or one is the optimizer's.
     """
-    more = {} if variables is None else variables
-    _leaves(more)  # or a TypeError
-    arrays = _arrays({**optimizer.vars(), **more})
+    own, more = _own_and_more(optimizer, variables)
+    arrays = _arrays({**own, **more})
     numbers = _checked(_numbers(optimizer))
-    names = {"name": optimizer.name, "schedule": optimizer.lr.name}
-    _files.write(filename, {**names, "numbers": numbers}, arrays, compressed)
+    header = {"name": optimizer.name, "schedule": optimizer.lr.name, "numbers": numbers}
+    _files.write(filename, header, arrays, compressed)
 
 
 def load_states(  # noqa: D417
@@ -74,14 +73,10 @@ def load_states(  # noqa: D417
       TypeError: If ``variables`` is not a dict of variables.
       ValueError: If one of them has the name of one of the optimizer's own.
     """
-    more = {} if variables is None else variables
-    _leaves(more)  # or a TypeError
-    own = optimizer.vars()
+    own, more = _own_and_more(optimizer, variables)
     for key, variable in more.items():
         if not hasattr(variable, "value"):
             raise TypeError(f"variables[{key!r}] must be a variable, got {variable!r}.")
-        if own.get(key, variable) is not variable:
-            raise ValueError(f"{key!r} is another variable of the optimizer's own.")
     with _files.reading(filename) as file:
         known = {**more, **own}
         old = _leaves(known)
@@ -219,6 +214,16 @@ def _some(names: Collection[str]) -> str:
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
+def _own_and_more(optimizer: Any, variables: Any) -> tuple[Any, Any]:
+    """The optimizer's variables, and those that a caller names, which are others."""
+    own, more = optimizer.vars(), {} if variables is None else variables
+    _leaves(more)  # or a TypeError
+    for key, variable in more.items():
+        if own.get(key, variable) is not variable:
+            raise ValueError(f"{key!r} is another variable of the optimizer's own.")
+    return own, more
+
+
 def _arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The values of variables, or of arrays, by name: one for each leaf of a tree."""
     leaves = _leaves(variables)
@@ -247,10 +252,7 @@ def _arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _leaves(variables: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays in variables, and arrays that stand for one, by name."""
     if not isinstance(variables, Mapping):
-        raise TypeError(
-            f"variables must be a dict by name, got {variables!r}. The path of the "
-            "file is the first argument."
-        )
+        raise TypeError(f"variables, after the path, must be a dict: {variables!r}.")
     leaves = {}
     for name, variable in variables.items():
         if not isinstance(name, str) or not name.strip("."):

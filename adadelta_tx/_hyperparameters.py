@@ -19,13 +19,13 @@ UP_TO_1 = (lambda x: 0 <= x <= 1, "in [0, 1]")
 NUMBERS = {"rho": BELOW_1, "epsilon": POSITIVE, "weight_decay": UP_TO_1}
 _REAL = (jnp.floating, jnp.integer)
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def explained(
     instead: Mapping[str, str], too_many: str = ""
-) -> Callable[[Callable[P, T]], Callable[P, T]]:
+) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Adds what to write to the error for arguments that a function does not have.
 
     Args:
@@ -33,17 +33,17 @@ def explained(
       too_many: What to write after too many arguments without a name.
     """
 
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
         room = len(inspect.signature(function).parameters)
 
         @functools.wraps(function)
-        def wrapped(*args: P.args, **named: P.kwargs) -> T:
-            for key in named.keys() & instead.keys():
-                raise TypeError(f"There is no argument {key}. {instead[key]}")
-            if too_many and len(args) > room:
+        def wrapped(*args: _P.args, **named: _P.kwargs) -> _T:
+            if foreign := [key for key in named if key in instead]:
                 raise TypeError(
-                    f"{function.__name__} got {len(args)} arguments. {too_many}"
+                    f"There is no argument {foreign[0]}. {instead[foreign[0]]}"
                 )
+            if too_many and len(args) > room:
+                raise TypeError(f"{function.__name__}: too many arguments. {too_many}")
             return function(*args, **named)
 
         return wrapped
@@ -81,7 +81,7 @@ def scalar(
     if array.ndim or not any(jnp.issubdtype(array.dtype, kind) for kind in _REAL):
         got = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
         instead = ""
-        if callable(value):
+        if callable(value) and name in ("eps", *NUMBERS):
             instead = (
                 " It takes no schedule: change it with optax.inject_hyperparams or, on "
                 "an Adadelta object, by assignment."
@@ -113,9 +113,8 @@ def rate(name: str, value: Any) -> Any:
       ValueError: If it is a number below 0 or not finite.
     """
     leaves = jax.tree.leaves(value) if callable(value) else ()
-    if isinstance(value, Mapping | list | tuple) or any(
-        isinstance(x, jax.Array) and x.ndim for x in leaves
-    ):
+    listed = isinstance(value, Mapping | list | tuple) and not callable(value)
+    if listed or any(isinstance(x, jax.Array) and x.ndim for x in leaves):
         raise TypeError(
             f"{name} must be a number or a schedule, got a {type(value).__name__}. "
             "Pass parameters to init and update, not here. Wrap a "

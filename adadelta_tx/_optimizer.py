@@ -152,8 +152,8 @@ class Adadelta(Node):
             )
         if isinstance(train_vars, Mapping) and not train_vars:
             warnings.warn(
-                "train_vars is empty, so there is nothing to train. Make a BrainPy "
-                "network in bm.training_environment(), or it has no such variables.",
+                "train_vars is empty, so there is nothing to train. With BrainPy, make "
+                "the network in bm.training_environment(), or it has no such ones.",
                 stacklevel=3,
             )
         self._start(train_vars, name)

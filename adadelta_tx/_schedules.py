@@ -91,11 +91,10 @@ class Schedule(Node):
         return {**given, "last_epoch": self.last_epoch, "last_call": self.last_call}
 
     def __repr__(self) -> str:
-        is_set = self._is_set.value
-        scheduled = isinstance(is_set, Tracer) or not is_set
-        rate = self._rate.value
+        is_set, rate = self._is_set.value, self._rate.value
+        if self._schedule and (isinstance(is_set, Tracer) or not is_set):
+            return f"Schedule(lr={self._schedule})"
         shown = rate if isinstance(rate, Tracer) else np.asarray(rate)  # 0.1 as 0.1
-        shown = self._schedule if scheduled else shown
         return f"{'Schedule' if self._schedule else 'Constant'}(lr={shown})"
 
 

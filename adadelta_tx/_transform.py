@@ -23,7 +23,6 @@ from adadelta_tx._hyperparameters import (
 )
 
 _ELSEWHERE = {
-    "lr": "Write learning_rate.",
     "epsilon": "Write eps.",
     "momentum": "Adadelta has none.",
     "params": "Pass them to init and update: state = tx.init(params).",
@@ -150,7 +149,7 @@ def scale_by_adadelta(
 _advance = jax.jit(accumulators.advance)
 
 
-@explained(_ELSEWHERE)
+@explained({"lr": "Write learning_rate.", **_ELSEWHERE})
 def adadelta(
     learning_rate: optax.ScalarOrSchedule | None = 1.0,
     rho: chex.Numeric = 0.95,
@@ -199,8 +198,8 @@ def adadelta(
         is added to the gradients before the scaling.
       weight_decay_mask: A tree of booleans with the parameters' structure or a
         prefix of it, or a function that returns one for the parameters: ``True``
-        where weights decay. ``None`` means everywhere. A mask is an error if
-        ``weight_decay`` is 0.
+        where weights decay. ``None`` means everywhere. A mask is an error if it is
+        ``False`` or if ``weight_decay`` is 0.
       accumulator_dtype: Dtype of both running averages: uint8, float16,
         bfloat16, float32 or float64. ``None`` takes the parameter's, but at
         least float32, and the real one for a complex parameter. bfloat16 is
@@ -268,23 +267,7 @@ def adadelta(
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        if not isinstance(state, tuple | list) or len(state) != 3:
-            got = type(state).__name__
-            if type(state) is tuple and state:
-                got += f" of {', '.join(type(x).__name__ for x in state)}"
-            raise TypeError(
-                "The second argument must be a state, as adadelta(…).init returns it, "
-                f"got {got}. Write tx.update(grads, state, params)."
-            )
-        for key, given, its in (
-            ("weight_decay", weight_decay, state[0]),
-            ("learning_rate", learning_rate, state[2]),
-        ):
-            if callable(given) and isinstance(its, optax.EmptyState):
-                raise TypeError(
-                    f"{key} is a schedule, but this state was made with a number, so "
-                    "it has no count. Pass a number, or start from tx.init(params)."
-                )
+        trees.check_chain(state, weight_decay, learning_rate)
         return tx.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(tx.init, update_fn)

@@ -83,13 +83,35 @@ def check_stored(path: KeyPath, stored: dict[str, Any]) -> None:
         )
 
 
+def check_chain(state: Any, weight_decay: Any, learning_rate: Any) -> None:
+    """Checks that a state is one of ``adadelta`` with these numbers or schedules."""
+    if not isinstance(state, tuple | list) or len(state) != 3:
+        got = type(state).__name__
+        if type(state) is tuple and state:
+            got += f" of {', '.join(type(x).__name__ for x in state)}"
+        raise TypeError(
+            "The second argument must be a state, as adadelta(…).init returns it, "
+            f"got {got}. Write tx.update(grads, state, params)."
+        )
+    for name, given, its in (
+        ("weight_decay", weight_decay, state[0]),
+        ("learning_rate", learning_rate, state[2]),
+    ):
+        inner = getattr(its, "inner_state", its)  # of a mask
+        if callable(given) and inner == () and accumulators.is_state(state[1]):
+            raise TypeError(
+                f"{name} is a schedule, but this state was made with a number, so it "
+                "has no count. Pass a number, or start from tx.init(params)."
+            )
+
+
 def check_mask(mask: Any, tree: Any) -> None:
     if mask is None:
         return
     if callable(mask):
         try:
             mask = mask(tree)
-        except Exception as error:
+        except (AttributeError, TypeError) as error:  # as of a leaf's attributes
             raise TypeError(
                 f"weight_decay_mask raised {error!r}. It gets all the parameters: "
                 "lambda params: jax.tree.map(lambda x: x.ndim > 1, params)."

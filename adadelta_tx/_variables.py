@@ -141,7 +141,7 @@ def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str,
                 + (
                     " For others, write Adadelta(train_vars) with all of them."
                     if got
-                    else _variable_of(name, variable)
+                    else _variable_of(name, variable, kind)
                 )
             )
         if known.get(name, variable) is not variable:
@@ -165,9 +165,10 @@ def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str,
     return {name: v for name, v in together.items() if name not in known}
 
 
-def _variable_of(name: str, value: Any) -> str:
+def _variable_of(name: str, value: Any, kind: Any) -> str:
     if is_number(value_of(value)):
-        return " Write adadelta_tx.TrainVar(array), or with BrainPy bm.TrainVar(array)."
+        ours = "adadelta_tx.TrainVar(array), or with BrainPy " if kind is None else ""
+        return f" Write {ours}bm.TrainVar(array)."
     if isinstance(value, Mapping):
         inner = next(iter(value), "w")
         return f' Write one dict of all variables: {{"{name}.{inner}": variable, …}}.'
@@ -204,10 +205,11 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
     """
     if not isinstance(grads, Mapping):
         raise TypeError(
-            f"grads must be a dict with the names of the variables, {[*values]}, got "
-            f"{type(grads).__name__}."
+            f"grads must be a dict with the names of the variables, {[*values][:5]}, "
+            f"got {type(grads).__name__}."
             + (
-                " Pass only the gradients, without the loss: value, grads = …"
+                " Pass the gradients alone. jax.value_and_grad returns the loss first, "
+                "brainpy.math.grad the gradients."
                 if isinstance(grads, tuple)
                 else " brainpy.math.grad returns a dict if grad_vars is one."
             )

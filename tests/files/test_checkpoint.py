@@ -199,7 +199,7 @@ def test_name_of_the_error():
 
 def test_bad_variables(tmp_path):
     path = tmp_path / "run.npz"
-    with pytest.raises(TypeError, match="variables must be a dict"):
+    with pytest.raises(TypeError, match="must be a dict"):
         make().save_states(path, [1.0])
     for value in (
         object(),
@@ -897,6 +897,13 @@ def test_more_variables_under_a_name_of_its_own(tmp_path):
     assert bits(optimizer) == before
 
 
+def test_a_variable_with_a_name_of_the_optimizers_own(tmp_path):
+    saved = train(make(), 0, 1)
+    with pytest.raises(ValueError, match=r"'Adadelta0\.w_cache' is another var"):
+        saved.save_states(tmp_path / "run.npz", {"Adadelta0.w_cache": jnp.ones((4, 3))})
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_optimizer_is_in_every_file(tmp_path):
     """Of load_states(path, network.vars()), save_states(path, network.vars())."""
     path = tmp_path / "run.npz"
@@ -1023,16 +1030,10 @@ def test_subclass_with_a_variable(tmp_path):
 
 def test_byte_order(tmp_path):
     path = tmp_path / "run.npz"
-    optimizer = train(make(), 0, 2)
-    swapped = {}
-    for key, variable in optimizer.vars().items():
-        value = np.asarray(variable.value)
-        swapped[key] = value.astype(value.dtype.newbyteorder(">"))
-    optimizer.save_states(path, swapped)
-    loaded = make()
-    copy_variables(optimizer, loaded)
-    loaded.load_states(path)
-    assert bits(loaded) == bits(optimizer)
+    make().save_states(path, {"x": np.arange(3, dtype=">f4")})
+    saved = np.load(path)["x"]
+    assert saved.dtype.isnative
+    np.testing.assert_array_equal(saved, [0, 1, 2])
 
 
 def test_float64_needs_x64(tmp_path):
