@@ -16,7 +16,7 @@ GPUS = [chip for chip in bench.QUICK if chip not in TPUS]
 INSTRUCTIONS = {
     "float32": 44,
     "bfloat16": 48,
-    "bfloat16, ρ 0.99": 60,
+    "bfloat16, ρ 0.99": 61,
     "uint8": 70,
     "bfloat16 parameters": 47,
 }
