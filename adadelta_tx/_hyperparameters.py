@@ -76,7 +76,7 @@ def scalar(
     array = value
     if not isinstance(value, jax.Array):  # a list may have arrays of several shapes
         array = np.asarray(None if isinstance(value, list | tuple) else value)
-    if isinstance(value, jax.Array) and jnp.iscomplexobj(value):
+    elif jnp.iscomplexobj(value):
         array = value.real  # optax.inject_hyperparams casts to the parameters' dtype
     if array.ndim or not any(jnp.issubdtype(array.dtype, kind) for kind in _REAL):
         got = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"

@@ -81,7 +81,7 @@ class Node:
             kind = self._name.rstrip("0123456789")
             self.name = self.unique_name(type_=kind)
 
-    def check_attribute(self, key: str) -> None:
+    def _check_attribute(self, key: str) -> None:
         """Raises an AttributeError for one that is called otherwise here."""
         ours = type(self).__module__.startswith("adadelta_tx.")  # and no subclass
         if ours and key in self._elsewhere and not hasattr(type(self), key):

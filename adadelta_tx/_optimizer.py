@@ -178,7 +178,7 @@ class Adadelta(Node):
         self.name = name
 
     def __setattr__(self, key: str, value: Any) -> None:
-        self.check_attribute(key)
+        self._check_attribute(key)
         if (
             key == "accumulator_dtype"
             and key in vars(self)

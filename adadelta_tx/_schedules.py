@@ -70,7 +70,7 @@ class Schedule(Node):
         return jnp.where(self._is_set.value, rate, scheduled)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        self.check_attribute(key)
+        self._check_attribute(key)
         super().__setattr__(key, value)
 
     def __float__(self) -> float:

@@ -12,11 +12,14 @@ WIDTH = 7.2
 
 
 class Style(NamedTuple):
-    """What tells one series from another: never a colour alone."""
+    """What tells one series from another: never a colour alone.
+
+    The names are those of Matplotlib's arguments, for ``**style._asdict()``.
+    """
 
     color: str
     marker: str
-    line: Any
+    linestyle: Any
 
 
 STYLES = (

@@ -251,9 +251,7 @@ def draw_rates(rows: list[dict[str, Any]], path: Path) -> None:
                 factors,
                 means,
                 errors,
-                color=style.color,
-                marker=style.marker,
-                linestyle=style.line,
+                **style._asdict(),
                 capsize=2,
                 label=label,
             )

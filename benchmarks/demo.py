@@ -172,7 +172,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
             range(1, len(run["losses"]) + 1),
             run["losses"],
             color=style.color,
-            linestyle=style.line,
+            linestyle=style.linestyle,
             linewidth=4 if name == OURS else 1.8,
             label=f"{name}, test accuracy {run['accuracy']:.1%}",
         )
@@ -184,7 +184,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
             range(1, len(rates) + 1),
             rates[:, i],
             color="black",
-            linestyle=style.line,
+            linestyle=style.linestyle,
             linewidth=1.8,
             label=f"layer {i + 1} ({LAYERS[i]} × {LAYERS[i + 1]})",
         )

@@ -217,9 +217,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.plot(
             devices,
             values,
-            color=style.color,
-            marker=style.marker,
-            linestyle=style.line,
+            **style._asdict(),
             linewidth=2,
         )
         axes.annotate(

@@ -271,11 +271,11 @@ def test_what_is_on_the_screen(name):
     blocks = re.findall(r"```(python|text)\n(.+?)```", text, re.DOTALL)
     pattern = re.compile(r"[-+\d.e]*\d")
     told = ""
-    for (language, code), (following, text) in zip(
+    for (language, code), (following, shown) in zip(
         blocks, [*blocks[1:], ("", "")], strict=True
     ):
         if language == "python":
-            told = text if following == "text" else told
+            told = shown if following == "text" else told
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
                 exec(code, {})
