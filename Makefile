@@ -49,7 +49,7 @@ accelerators: $(ACCELERATORS)
 	.venv-accelerators/bin/python -m benchmarks.accelerators $(if $(QUICK),--quick)
 
 test-accelerators: $(ACCELERATORS)
-	.venv-accelerators/bin/python -m pytest -m accelerators tests/test_accelerators.py
+	.venv-accelerators/bin/python -m pytest -m accelerators tests/core/test_accelerators.py
 
 examples: .venv/examples
 	rm -rf results/examples

@@ -1,12 +1,12 @@
 """Adadelta for JAX: the paper's recurrence, in place."""
 
-from adadelta_tx._accumulators import CodedState
-from adadelta_tx._diagnostics import effective_learning_rate
+from adadelta_tx._core.accumulators import CodedState
+from adadelta_tx._core.diagnostics import effective_learning_rate
+from adadelta_tx._core.transform import adadelta, scale_by_adadelta
 from adadelta_tx._files import CheckpointError
-from adadelta_tx._names import clear_name_cache
-from adadelta_tx._optimizer import Adadelta
-from adadelta_tx._transform import adadelta, scale_by_adadelta
-from adadelta_tx._variables import TrainVar, Variable
+from adadelta_tx._object.names import clear_name_cache
+from adadelta_tx._object.optimizer import Adadelta
+from adadelta_tx._object.variables import TrainVar, Variable
 
 __all__ = [
     "Adadelta",

@@ -10,8 +10,8 @@ import brainpy.math as bm
 from brainpy import errors
 from brainpy.optim import CallBasedScheduler, Optimizer
 
-from adadelta_tx import _optimizer, _schedules
-from adadelta_tx._names import Node, lock, owners
+from adadelta_tx._object import optimizer, schedules
+from adadelta_tx._object.names import Node, lock, owners
 
 
 class _Named(bm.BrainPyObject, Node):
@@ -26,16 +26,16 @@ class _Named(bm.BrainPyObject, Node):
             return Node.unique_name(self, found)
 
 
-class Schedule(_schedules.Schedule, CallBasedScheduler, _Named):
+class Schedule(schedules.Schedule, CallBasedScheduler, _Named):
     """A learning rate that is a scheduler of BrainPy's."""
 
     def _start(self, type_: str) -> None:
         with lock:
             bm.BrainPyObject.__init__(self, self.unique_name(type_=type_))
-        _schedules.track_like({"": bm.Variable(0.0)}, self)
+        schedules.track_like({"": bm.Variable(0.0)}, self)
 
 
-class Adadelta(_optimizer.Adadelta, Optimizer, _Named):
+class Adadelta(optimizer.Adadelta, Optimizer, _Named):
     """:class:`adadelta_tx.Adadelta` as a ``brainpy.optim.Optimizer``.
 
     ``adadelta_tx.Adadelta(...)`` makes one for BrainPy's variables, or without any once

@@ -21,8 +21,7 @@ from matplotlib.ticker import FixedLocator
 from tqdm import tqdm
 
 import adadelta_tx
-from adadelta_tx import _accumulators as accumulators
-from adadelta_tx import _rounding as rounding
+from adadelta_tx._core import accumulators, rounding
 from benchmarks import _mnist as mnist
 from benchmarks import _pictures as pictures
 from benchmarks import _report as report

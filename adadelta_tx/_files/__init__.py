@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from adadelta_tx._files import _h5, _mat, _npz, _pickle
-from adadelta_tx._files._description import Description, described, entries_of
-from adadelta_tx._files._entry import CheckpointError, ForeignError, collected
-from adadelta_tx._files._replacing import StrPath, replacing
+from adadelta_tx._files import h5, mat, npz, pickle
+from adadelta_tx._files.description import Description, described, entries_of
+from adadelta_tx._files.entry import CheckpointError, ForeignError, collected
+from adadelta_tx._files.replacing import StrPath, replacing
 
-_FORMATS = {".npz": _npz, ".h5": _h5, ".hdf5": _h5, ".mat": _mat}
-_FORMATS |= {".pkl": _pickle, ".pickle": _pickle}
+_FORMATS = {".npz": npz, ".h5": h5, ".hdf5": h5, ".mat": mat}
+_FORMATS |= {".pkl": pickle, ".pickle": pickle}
 
 
 def _format(filename: StrPath) -> Any:
@@ -38,7 +38,7 @@ def write(
 ) -> None:
     """Writes arrays by name and a header to a file, whole or not at all."""
     form = _format(filename)
-    if compressed and form is not _npz:
+    if compressed and form is not npz:
         raise ValueError(f"compressed is for .npz files, not for {filename}.")
     entries = entries_of(header, arrays)
     with replacing(filename) as file:

@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from adadelta_tx import CheckpointError
-from adadelta_tx._checkpoint import match
 from adadelta_tx._files import Description
+from adadelta_tx._object.checkpoint import match
 
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=False)
 settings.load_profile("suite")

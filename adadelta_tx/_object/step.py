@@ -7,8 +7,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adadelta_tx._accumulators import as_state, parts
-from adadelta_tx._transform import scale_by_adadelta
+from adadelta_tx._core.accumulators import as_state, parts
+from adadelta_tx._core.transform import scale_by_adadelta
 
 Columns = list[list[Any]]
 

@@ -25,7 +25,8 @@ import pytest
 from flax import nnx
 
 import adadelta_tx
-from adadelta_tx import Adadelta, TrainVar, Variable, _schedules
+from adadelta_tx import Adadelta, TrainVar, Variable
+from adadelta_tx._object import schedules
 from tests import textbook
 
 GRADS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -678,16 +679,16 @@ def test_schedule_with_debug_nans():
 def test_rate_and_back(lr):
     """What files store of a learning rate."""
     opt = Adadelta(variables(), lr)
-    before = _schedules.rate(opt.lr)
+    before = schedules.rate(opt.lr)
     assert before == (None if callable(lr) else opt.lr())
     opt.lr = 0.125
-    assert _schedules.rate(opt.lr) == 0.125
-    _schedules.restore_rate(opt.lr, before)
-    assert _schedules.rate(opt.lr) == before
+    assert schedules.rate(opt.lr) == 0.125
+    schedules.restore_rate(opt.lr, before)
+    assert schedules.rate(opt.lr) == before
     assert opt.lr() == (0.5 if before is None else before)
     if not callable(lr):
         with pytest.raises(ValueError, match="no schedule"):
-            _schedules.restore_rate(opt.lr, None)
+            schedules.restore_rate(opt.lr, None)
 
 
 def test_lr_of_zero_moves_nothing():

@@ -11,20 +11,25 @@ import chex
 import numpy as np
 from jax.core import Tracer
 
-from adadelta_tx._accumulators import as_state, check_requested, parts, suffixes
-from adadelta_tx._checkpoint import load_states, save_states
-from adadelta_tx._diagnostics import effective_learning_rate
-from adadelta_tx._hyperparameters import (
+from adadelta_tx._core.accumulators import as_state, check_requested, parts, suffixes
+from adadelta_tx._core.diagnostics import effective_learning_rate
+from adadelta_tx._core.hyperparameters import (
     NUMBERS,
     explained,
     number,
     warn_of_exchange,
 )
-from adadelta_tx._names import Node
-from adadelta_tx._schedules import Schedule, current_rate, make_schedule, track_like
-from adadelta_tx._step import step
-from adadelta_tx._transform import scale_by_adadelta
-from adadelta_tx._variables import (
+from adadelta_tx._core.transform import scale_by_adadelta
+from adadelta_tx._object.checkpoint import load_states, save_states
+from adadelta_tx._object.names import Node
+from adadelta_tx._object.schedules import (
+    Schedule,
+    current_rate,
+    make_schedule,
+    track_like,
+)
+from adadelta_tx._object.step import step
+from adadelta_tx._object.variables import (
     Collector,
     assign,
     checked_grads,

@@ -20,11 +20,11 @@ from urllib.parse import quote
 import jax.numpy as jnp
 import numpy as np
 
-from adadelta_tx._files import _entry
-from adadelta_tx._files._entry import (
+from adadelta_tx._files.entry import (
     CheckpointError,
     Entries,
     Entry,
+    collected,
     exactly,
     looked_at,
 )
@@ -169,7 +169,7 @@ def _brainpys(entries: Entries) -> Entries:
         lists = [_names(looked_at(entries, name)) for name in (_ALIASES, _TARGETS)]
         found = [(name, y) for name, y in found if name not in (_ALIASES, _TARGETS)]
         found += [(alias, entries[x]) for alias, x in zip(*lists, strict=True)]
-    return _entry.collected(found)
+    return collected(found)
 
 
 def _names(entry: Entry) -> list[str]:

@@ -11,9 +11,8 @@ import optax
 from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
-from adadelta_tx import _accumulators as accumulators
-from adadelta_tx import _trees as trees
-from adadelta_tx._hyperparameters import (
+from adadelta_tx._core import accumulators, trees
+from adadelta_tx._core.hyperparameters import (
     BELOW_1,
     POSITIVE,
     explained,

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adadelta_tx._hyperparameters import AT_LEAST_0, number
-from adadelta_tx._names import Node
-from adadelta_tx._variables import Variable, assign, kind_of, value_of
+from adadelta_tx._core.hyperparameters import AT_LEAST_0, number
+from adadelta_tx._object.names import Node
+from adadelta_tx._object.variables import Variable, assign, kind_of, value_of
 
 
 class Schedule(Node):

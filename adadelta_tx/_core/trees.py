@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.tree_util import KeyPath, keystr, tree_flatten_with_path
 
-from adadelta_tx import _accumulators as accumulators
+from adadelta_tx._core import accumulators
 
 
 def aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list[Any]]:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from adadelta_tx._files._entry import Entry, ForeignError, Look, exactly, package
+from adadelta_tx._files.entry import Entry, ForeignError, Look, exactly, package
 
 CONVERT = (
     "numpy.savez('new.npz', **{k: x[()] for k, x in h5py.File(old).items() "

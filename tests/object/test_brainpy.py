@@ -20,8 +20,9 @@ import pytest
 
 import adadelta_tx
 import adadelta_tx.brainpy
-from adadelta_tx import Adadelta, _schedules
-from tests.stateful.test_optimizer import compilations
+from adadelta_tx import Adadelta
+from adadelta_tx._object import schedules
+from tests.object.test_optimizer import compilations
 
 
 class Recurrent(bp.DynamicalSystem):
@@ -725,12 +726,12 @@ RATES = {
 def test_rate_and_back(kind):
     """What files store of a learning rate."""
     opt = Adadelta(variables(), RATES[kind]())
-    before = _schedules.rate(opt.lr)
+    before = schedules.rate(opt.lr)
     assert before == (None if kind == "optax" else 0.5)
-    _schedules.restore_rate(opt.lr, 0.125)
-    assert _schedules.rate(opt.lr) == 0.125
-    _schedules.restore_rate(opt.lr, before)
-    assert _schedules.rate(opt.lr) == before
+    schedules.restore_rate(opt.lr, 0.125)
+    assert schedules.rate(opt.lr) == 0.125
+    schedules.restore_rate(opt.lr, before)
+    assert schedules.rate(opt.lr) == before
     assert np.asarray(opt.lr()) == 0.5
 
 

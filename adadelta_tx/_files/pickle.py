@@ -16,8 +16,14 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from adadelta_tx._files import _entry
-from adadelta_tx._files._entry import CheckpointError, Entry, ForeignError, Look
+from adadelta_tx._files.entry import (
+    OTHER,
+    CheckpointError,
+    Entry,
+    ForeignError,
+    Look,
+    exactly,
+)
 
 CONVERT = "numpy.savez('new.npz', **numpy.load(old, allow_pickle=True))"
 # All that a pickle may ask for, and what it is called here.
@@ -160,8 +166,8 @@ def _array(file: BinaryIO, item: Any) -> Entry:
         case _Call("scalar", (dtype, data)):
             shape = ()
         case _:
-            return Entry(_entry.OTHER, (), bytes)
-    known = _entry.OTHER
+            return Entry(OTHER, (), bytes)
+    known = OTHER
     match dtype:
         case _Call("dtype", ("bfloat16", _, _)):
             known = np.dtype(jnp.bfloat16)
@@ -172,7 +178,7 @@ def _array(file: BinaryIO, item: Any) -> Entry:
         raise CheckpointError("has an array without a shape.")
     if type(data) is not _Bytes:
         raise CheckpointError("has an array without data.")
-    return Entry(known, shape, partial(_entry.exactly, file, *data), order)
+    return Entry(known, shape, partial(exactly, file, *data), order)
 
 
 @contextmanager

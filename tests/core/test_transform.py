@@ -17,7 +17,7 @@ from equinox.internal import closure_to_pytree
 from flax import nnx
 
 import adadelta_tx
-from adadelta_tx import _recurrence as recurrence
+from adadelta_tx._core import recurrence
 from tests import textbook
 
 MAKERS = [adadelta_tx.adadelta, adadelta_tx.scale_by_adadelta]

@@ -18,8 +18,7 @@ import optax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from adadelta_tx import _recurrence as recurrence
-from adadelta_tx import _rounding as rounding
+from adadelta_tx._core import recurrence, rounding
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _SUPPORTED = ("uint8", *FLOATS)

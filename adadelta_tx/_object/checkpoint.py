@@ -13,10 +13,10 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
 from adadelta_tx import _files
+from adadelta_tx._core.hyperparameters import NUMBERS, number
 from adadelta_tx._files import CheckpointError, Description, StrPath, printable
-from adadelta_tx._hyperparameters import NUMBERS, number
-from adadelta_tx._schedules import rate, restore_rate
-from adadelta_tx._variables import assign, value_of
+from adadelta_tx._object.schedules import rate, restore_rate
+from adadelta_tx._object.variables import assign, value_of
 
 _log = logging.getLogger("adadelta_tx")
 

@@ -9,13 +9,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from adadelta_tx._files import _entry
-from adadelta_tx._files._entry import (
+from adadelta_tx._files.entry import (
+    OTHER,
     CheckpointError,
     Entry,
     ForeignError,
     Look,
     exactly,
+    package,
 )
 
 CONVERT = (
@@ -36,7 +37,7 @@ def write(file: BinaryIO, entries: Mapping[str, np.ndarray]) -> None:
         if array.nbytes >= 2**32 - 2**12:
             raise CheckpointError(f"{name} is too large for a .mat file.")
     arrays = {name: np.expand_dims(array, 0) for name, array in entries.items()}
-    _entry.package("scipy.io").savemat(file, arrays)
+    package("scipy.io").savemat(file, arrays)
 
 
 def shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -73,7 +74,7 @@ def entries(file: BinaryIO) -> Iterator[list[tuple[str, Look]]]:
         name, place = short(place, end)
         kind, at, length, place = element(place, end)
         data = partial(exactly, file, at, length)
-        dtype = np.dtype(_DTYPES.get((flags[0], kind), _entry.OTHER))
+        dtype = np.dtype(_DTYPES.get((flags[0], kind), OTHER))
         if flags[1] & _LOGICAL and dtype == np.uint8:
             dtype = np.dtype(bool)
         if flags[1] & _COMPLEX and dtype.kind == "f":

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-from adadelta_tx._files._entry import CheckpointError, Entry, ForeignError, Look
+from adadelta_tx._files.entry import CheckpointError, Entry, ForeignError, Look
 
 CONVERT = "numpy.savez('new.npz', **numpy.load(old))"
 _HEADER_LIMIT = 1000  # a long header of Python 2 takes seconds

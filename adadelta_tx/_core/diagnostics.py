@@ -12,10 +12,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import KeyPath, tree_map_with_path
 
-from adadelta_tx import _accumulators as accumulators
-from adadelta_tx import _recurrence as recurrence
-from adadelta_tx import _trees as trees
-from adadelta_tx._hyperparameters import POSITIVE, number
+from adadelta_tx._core import accumulators, recurrence, trees
+from adadelta_tx._core.hyperparameters import POSITIVE, number
 
 SAMPLE = 10_000
 """So many elements stand for a larger leaf in its percentiles."""

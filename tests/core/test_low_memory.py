@@ -10,8 +10,7 @@ import pytest
 from tqdm import tqdm
 
 import adadelta_tx
-from adadelta_tx import _accumulators as accumulators
-from adadelta_tx import _rounding as rounding
+from adadelta_tx._core import accumulators, rounding
 from benchmarks import demo, low_memory
 from benchmarks._report import step_of
 from tests import textbook

@@ -6,7 +6,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adadelta_tx._variables import Collector
+from adadelta_tx._object.variables import Collector
 
 owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _counters: dict[str, itertools.count] = {}

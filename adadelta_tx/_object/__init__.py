@@ -1,0 +1,1 @@
+"""Variables in, variables out: the optimizer as an object."""
