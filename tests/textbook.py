@@ -3,7 +3,7 @@
 import numpy as np
 
 # Gradients whose squares do not fit the accumulators count as this long.
-LONGEST = {"float16": 2.0**7, "float32": 2.0**63, "float64": 2.0**511}
+LONGEST = {"float32": 2.0**63, "float64": 2.0**511}
 
 
 def adadelta(gradients, rho, eps, accumulators="float64"):

@@ -8,7 +8,7 @@ element.
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,17 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
-from adadelta_tx._core import recurrence, rounding
+from adadelta_tx._core import one_pass, recurrence, rounding
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS = ("bfloat16", "float32", "float64")
 _SUPPORTED = ("uint8", *FLOATS)
 _STOCHASTIC_FROM = 0.98  # ρ from which bfloat16 loses more by rounding to nearest
 _GROWTH = 62  # 8 bits hold E[g²] up to 2^62 ε, with room for rounding
 
+PyTree = Any
 Stored = tuple[jax.Array, ...]
 """E[g²] and E[Δx²] of one parameter, or the codes of both."""
+_Gradient = jax.Array | recurrence.Decayed
+_Inputs = tuple[_Gradient, Stored]
+_Stored = tuple[jax.Array, list[jax.Array]]
 
 
 class CodedState(NamedTuple):
@@ -46,7 +50,7 @@ class CodedState(NamedTuple):
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    codes: Any
+    codes: PyTree
 
 
 State = optax.ScaleByAdaDeltaState | CodedState
@@ -57,41 +61,37 @@ def is_coded(stored: Stored) -> bool:
     return len(stored) == 1
 
 
-def is_state(node: Any) -> bool:
+def is_state(node: object) -> bool:
     """Whether this is the state of an Adadelta."""
     return isinstance(node, State)
 
 
-def as_state(trees: Sequence[Any], count: Any) -> State:
-    """A state of E[g²] and E[Δx²] or, with a count, of codes."""
-    if count is None:
-        return optax.ScaleByAdaDeltaState(*trees)
-    return CodedState(count, *trees)
+def trees_of(state: State) -> dict[str, PyTree]:
+    """The trees of a state that are like the parameters, by their names in it."""
+    return {key: tree for key, tree in state._asdict().items() if key != "count"}
 
 
-def parts(state: Any) -> tuple[tuple[Any, ...], Any]:
-    """What :func:`as_state` makes the state from."""
-    if isinstance(state, CodedState):
-        return (state.codes,), state.count
-    return (state.e_g, state.e_x), None
+def count_of(state: State) -> jax.Array | None:
+    """The number of updates so far, which only a state of codes has."""
+    return state.count if isinstance(state, CodedState) else None
 
 
-def names(state: State) -> tuple[str, ...]:
-    """What the trees of :func:`parts` are called in the state."""
-    return ("codes",) if isinstance(state, CodedState) else state._fields
+def state_of(trees: Mapping[str, PyTree], count: Any) -> State:
+    """A state of trees by their names; only one of codes has a count."""
+    if "codes" in trees:
+        return CodedState(count, **trees)
+    return optax.ScaleByAdaDeltaState(**trees)
 
 
-def suffixes(requested: DTypeLike | None) -> tuple[str, ...]:
-    """How variables are called in which an optimizer object keeps a parameter's."""
-    return ("_codes",) if requested == jnp.uint8 else ("_cache", "_delta")
+def names_for(accumulator_dtype: DTypeLike | None) -> tuple[str, ...]:
+    """The names of the trees of a state with these accumulators."""
+    if accumulator_dtype == jnp.uint8:
+        return ("codes",)
+    return optax.ScaleByAdaDeltaState._fields
 
 
 def storage_dtype(requested: DTypeLike | None, parameter_dtype: DTypeLike) -> jnp.dtype:
-    """The dtype of a parameter's accumulators: as requested, or at least float32.
-
-    Raises:
-      ValueError: If that is float64 and JAX has no float64.
-    """
+    """The dtype of a parameter's accumulators: as requested, or at least float32."""
     if requested == jnp.uint8:
         return jnp.dtype(jnp.uint16)  # both codes in one word
     if requested is None:
@@ -105,11 +105,7 @@ def storage_dtype(requested: DTypeLike | None, parameter_dtype: DTypeLike) -> jn
 
 
 def check_requested(accumulator_dtype: Any) -> DTypeLike | None:
-    """Return the dtype if accumulators can be stored in it.
-
-    Raises:
-      ValueError: If they cannot; the message lists the dtypes that they can.
-    """
+    """The dtype, if accumulators can be stored in it."""
     if accumulator_dtype is None:
         return None
     name = None
@@ -133,7 +129,7 @@ def arithmetic_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if jnp.float64 in floats else jnp.float32)
 
 
-def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
+def zeros(parameter: ArrayLike | jax.ShapeDtypeStruct, dtype: DTypeLike) -> jax.Array:
     """An accumulator of zeros with the parameter's shape and sharding."""
     if isinstance(parameter, Tracer):
         # XLA shards a value as what it is calculated from. Plain zeros would come
@@ -145,35 +141,76 @@ def zeros(parameter: Any, dtype: DTypeLike) -> jax.Array:
 def advance(
     rho: recurrence.Scalar,
     eps: recurrence.Scalar,
-    g: jax.Array,
+    g: _Gradient,
     stored: Stored,
-    count: jax.Array | None,
-) -> tuple[jax.Array, *Stored]:
+    count: Any,
+    parameter_dtype: DTypeLike,
+) -> tuple[jax.Array, ...]:
     """The update for a gradient, and what is stored after it.
 
     The update is calculated from what is stored: so an accumulator overwrites the old
     one without a copy, even where XLA makes one array after the other.
     """
+
+    def in_passes(inputs: _Inputs) -> tuple[jax.Array, ...]:
+        u, stored = _results(rho, eps, *inputs, count)
+        return u, *(array for array, _ in stored)
+
+    def in_one_pass(inputs: _Inputs) -> tuple[jax.Array, ...]:
+        *firsts, last = one_pass.copies(inputs, 1 + len(inputs[1]))
+        apart = [_results(rho, eps, *x, count, repeated=False)[1] for x in firsts]
+        stored = [arrays[i] for i, arrays in enumerate(apart)]
+        # XLA fuses results of one dtype. A parameter of another one is calculated from
+        # what that pass has stored.
+        values = None if parameter_dtype == stored[0][0].dtype else _values(stored)
+        u, _ = _results(rho, eps, *last, count, repeated=False, values=values)
+        return u, *(array for array, _ in stored)
+
+    inputs = jax.tree.map(jnp.asarray, (g, stored))
+    return one_pass.where_possible(in_one_pass, in_passes, inputs)
+
+
+def _results(
+    rho: recurrence.Scalar,
+    eps: recurrence.Scalar,
+    g: _Gradient,
+    stored: Stored,
+    count: Any,
+    repeated: bool = True,
+    values: Sequence[jax.Array] | None = None,
+) -> tuple[jax.Array, list[_Stored]]:
+    """The update, and each array that is stored with the values that it stands for.
+
+    The update is calculated from these values, or from given ones.
+    """
     real = arithmetic_dtype(g.dtype, stored[0].dtype)
     c = recurrence.coefficients(rho, eps, real)
+    exact = recurrence.total(g)
     wide = jnp.complex128 if real == jnp.float64 else jnp.complex64
-    exact = g.astype(wide if jnp.iscomplexobj(g) else real)
+    exact = exact.astype(wide if jnp.iscomplexobj(exact) else real)
     if is_coded(stored):
-        exact = recurrence.bounded(exact, _largest_coded(c.eps))
+        exact = recurrence.bounded(exact, _largest_coded(c.eps), repeated)
         share = recurrence.new_share(exact, recurrence.relative(c))
         pair = recurrence.next_pair(share, *rounding.pair(stored[0], real), c)
-        codes, a, b = rounding.round_pair(*pair, count)
-        u = recurrence.update_of_pair(exact, share, a, b, c)
-        return u.astype(g.dtype), codes
-    dtype = stored[0].dtype
-    exact = recurrence.bounded(exact, _largest(dtype))
-    share = recurrence.new_share(exact, c)
-    s, d = _read_floats(stored, real)
-    write = functools.partial(_write, dtype, rho, exact.real, stored[1])
-    new_s, s = write(recurrence.next_e_g(share, s, c), share)
-    share_x = recurrence.new_share_x(share, s, d, c)
-    new_d, d = write(recurrence.next_e_x(share_x, d, c), share_x)
-    return recurrence.update(exact, share, s, d, c).astype(g.dtype), new_s, new_d
+        codes, *values_of_codes = rounding.round_pair(*pair, count)
+        new = [(codes, values_of_codes)]
+        update: Any = recurrence.update_of_pair
+    else:
+        exact = recurrence.bounded(exact, _largest(stored[0].dtype), repeated)
+        share = recurrence.new_share(exact, c)
+        s, d = _read_floats(stored, real)
+        write = functools.partial(_write, stored[0].dtype, rho, exact.real, stored[1])
+        new_s = write(recurrence.next_e_g(share, s, c), share)
+        share_x = recurrence.new_share_x(share, new_s.astype(real), d, c)
+        new_d = write(recurrence.next_e_x(share_x, d, c), share_x)
+        new = [(x, [x.astype(real)]) for x in (new_s, new_d)]
+        update = recurrence.update
+    u = update(exact, share, *(values or _values(new)), c)
+    return u.astype(g.dtype), new
+
+
+def _values(stored: Sequence[_Stored]) -> list[jax.Array]:
+    return [value for _, values in stored for value in values]
 
 
 def read(
@@ -219,11 +256,8 @@ def _write(
     old_d: jax.Array,
     values: jax.Array,
     share: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Values as they are stored, and the values to go on calculating with.
-
-    Only float16 is too narrow to go on with what is stored, since E[Δx²] underflows
-    there to a number that says nothing.
+) -> jax.Array:
+    """Values as they are stored.
 
     The state of floats is optax's, which counts no steps. So the noise of bfloat16
     comes from the values, the gradient and the old E[Δx²]. A gradient that repeats
@@ -231,15 +265,11 @@ def _write(
     E[Δx²] grow exponentially. Without a share of a gradient, they are rounded to the
     nearest.
     """
-    if dtype == jnp.float16:
-        return values.astype(dtype), values
     fixed = isinstance(rho, float)
     if dtype != jnp.bfloat16 or (fixed and rho < _STOCHASTIC_FROM):
-        stored = values.astype(dtype)
-    else:
-        at_random = share > float(jnp.finfo(jnp.float32).tiny)
-        if not fixed:
-            at_random &= rho >= _STOCHASTIC_FROM
-        seed = rounding.seed(rounding.bits(g), rounding.bits(old_d))
-        stored = rounding.to_bfloat16(values, seed, at_random)
-    return stored, stored.astype(values.dtype)
+        return values.astype(dtype)
+    at_random = share > float(jnp.finfo(jnp.float32).tiny)
+    if not fixed:
+        at_random &= rho >= _STOCHASTIC_FROM
+    seed = rounding.seed(rounding.bits(g), rounding.bits(old_d))
+    return rounding.to_bfloat16(values, seed, at_random)

@@ -4,13 +4,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import KeyPath, tree_map_with_path
+from jax.typing import ArrayLike
 
 from adadelta_tx._core import accumulators, recurrence, trees
 from adadelta_tx._core.hyperparameters import POSITIVE, number
@@ -21,7 +21,7 @@ SAMPLE = 10_000
 
 def effective_learning_rate(
     state: optax.OptState,
-    eps: chex.Numeric = 1e-6,
+    eps: ArrayLike = 1e-6,
     *,
     percentiles: Sequence[float] | None = None,
 ) -> Any:
@@ -81,7 +81,7 @@ def effective_learning_rate(
       >>> [f"{rate:.1e}" for rate in rates["w"]]
       ['3.8e-04', '3.2e-03', '6.0e-03']
     """
-    epsilon = number("eps", eps, *POSITIVE)
+    epsilon = number("eps", eps, POSITIVE)
     asked = None if percentiles is None else _checked(percentiles)
     found = [
         node
@@ -95,7 +95,7 @@ def effective_learning_rate(
             "has a method of this name."
         )
 
-    def rate(path: KeyPath, names: Sequence[str], *stored: jax.Array) -> Any:
+    def rates_of(names: Sequence[str], path: KeyPath, *stored: jax.Array) -> Any:
         trees.check_stored(path, dict(zip(names, stored, strict=True)))
         if asked is None:
             return _rates(stored, epsilon)
@@ -103,14 +103,13 @@ def effective_learning_rate(
             return optax.MaskedNode()
         return _percentiles(stored, epsilon, asked)
 
-    rates = []
-    for node in found:
-        averages, _ = accumulators.parts(node)
-        names = accumulators.names(node)
-        rates.append(
-            tree_map_with_path(lambda path, *x, n=names: rate(path, n, *x), *averages)
-        )
-    return functools.reduce(_merge, rates)
+    return functools.reduce(
+        _merge,
+        [
+            tree_map_with_path(functools.partial(rates_of, [*named]), *named.values())
+            for named in map(accumulators.trees_of, found)
+        ],
+    )
 
 
 def _rates(stored: accumulators.Stored, epsilon: recurrence.Scalar) -> jax.Array:

@@ -61,14 +61,38 @@ def coefficients(rho: Scalar, eps: Scalar, dtype: jnp.dtype) -> Coefficients:
     )
 
 
-def bounded(g: jax.Array, bound: Scalar) -> jax.Array:
+class Decayed(NamedTuple):
+    """A gradient to which a part of its parameter is still to be added."""
+
+    gradient: jax.Array
+    parameter: jax.Array
+    weight_decay: Scalar
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.result_type(self.gradient)
+
+
+def total(g: jax.Array | Decayed) -> jax.Array:
+    """The gradient with the decay of its parameter, in the gradient's dtype."""
+    if not isinstance(g, Decayed):
+        return g
+    decay, parameter = (
+        jnp.asarray(x).astype(g.dtype) for x in (g.weight_decay, g.parameter)
+    )
+    return g.gradient + decay * parameter
+
+
+def bounded(g: jax.Array, bound: Scalar, repeated: bool = True) -> jax.Array:
     """Shorten ``g`` to ``bound``, beyond which its square has no room.
 
     Of a complex number, the longer of its two parts goes up to half of that.
 
-    The equations use ``g`` only through this one operation: XLA repeats a
-    single unary operation in each pass rather than store its result, and so
-    also whatever computes ``g`` element by element (clipping, weight decay).
+    The equations use ``g`` only through this one operation. Where XLA repeats
+    operations, it repeats a single unary one in each pass rather than store its
+    result, and so also whatever computes ``g`` element by element (clipping, weight
+    decay). Elsewhere the bound is read from memory, and a clamp by a number that may
+    be NaN takes three instructions more than comparisons.
     """
     if jnp.iscomplexobj(g):
         largest = float(jnp.finfo(g.dtype).max)
@@ -77,6 +101,9 @@ def bounded(g: jax.Array, bound: Scalar) -> jax.Array:
         shrink = bound / 2 / jnp.maximum(longer, bound / 2)
         return lax.complex(real * shrink, imag * shrink)
     low, high = (jnp.asarray(x, g.dtype) for x in (-bound, bound))
+    if not repeated:
+        g = jnp.where(g > high, high, g)
+        return jnp.where(g < low, low, g)
     if isinstance(bound, jax.Array):  # clamp has no derivative by a scalar bound
         low, high = (jnp.broadcast_to(x, g.shape) for x in (low, high))
     return lax.clamp(low, g, high)

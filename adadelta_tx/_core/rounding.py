@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 ONE = np.uint32(127 << 23)  # the bits of 1 in float32
 _A_CUT, _B_CUT = 21, 20  # bits of the mantissa that the codes of a pair do without
@@ -24,7 +25,7 @@ _MIX = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _GOLDEN = np.uint32(0x9E3779B9)
 
 
-def seed(of: jax.Array, upper: Any = 0) -> jax.Array:
+def seed(of: jax.Array, upper: jax.Array | int = 0) -> jax.Array:
     """A number for each element, from bits of its own and its position.
 
     The upper half of other bits counts too, which is all that a bfloat16 has. The
@@ -40,7 +41,7 @@ def seed(of: jax.Array, upper: Any = 0) -> jax.Array:
     return of
 
 
-def noise(of: jax.Array, count: Any) -> jax.Array:
+def noise(of: jax.Array, count: ArrayLike) -> jax.Array:
     """32 random bits for each element, other ones at each count."""
     x = of + jnp.asarray(count).astype(jnp.uint32) * _GOLDEN
     x = seed(x ^ (x >> 15))
@@ -69,7 +70,7 @@ def _to_bfloat16_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]
 
 @jax.custom_jvp
 def round_pair(
-    a: jax.Array, above: jax.Array, count: Any
+    a: jax.Array, above: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The codes of a and 1 + above, in one word, and the values that they stand for.
 
@@ -84,7 +85,9 @@ def round_pair(
     # Joined by an operation of two operands, so that XLA stores the result; it would
     # repeat all of the above where the codes are read if they came from one.
     codes = (high << 8).astype(jnp.uint16) | low.astype(jnp.uint16)
-    return codes, *pair(codes, a.dtype)
+    # Signed, so that no shift is by a constant of the loop that makes the codes: where
+    # XLA repeats nothing, it would load it at run time.
+    return codes, *pair(codes, a.dtype, jnp.int32)
 
 
 @round_pair.defjvp
@@ -94,10 +97,12 @@ def _round_pair_jvp(primals: Any, tangents: Any) -> Any:
     return (codes, a, b), (no_tangent, *tangents[:2])
 
 
-def pair(codes: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """The two values that codes stand for."""
-    word = codes.astype(jnp.uint32)
-    a, b = _value(word >> 8, _A_CUT), _value(word & _TOP, _B_CUT)
+def pair(
+    codes: jax.Array, dtype: DTypeLike, word: DTypeLike = jnp.uint32
+) -> tuple[jax.Array, jax.Array]:
+    """The two values that codes stand for, by arithmetic in 32-bit integers."""
+    codes = codes.astype(word)
+    a, b = _value(codes >> 8, _A_CUT), _value(codes & 255, _B_CUT)
     return a.astype(dtype), b.astype(dtype)
 
 
@@ -116,4 +121,4 @@ def _code(x: jax.Array, noise: jax.Array, cut: int) -> jax.Array:
 
 
 def _value(code: jax.Array, cut: int) -> jax.Array:
-    return lax.bitcast_convert_type((code << cut) + ONE, jnp.float32)
+    return lax.bitcast_convert_type((code << cut) + ONE.astype(code.dtype), jnp.float32)

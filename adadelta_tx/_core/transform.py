@@ -1,38 +1,32 @@
 """Adadelta as optax gradient transformations: init and update over pytrees."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import KeyPath
-from jax.typing import DTypeLike
+from jax.tree_util import KeyPath, tree_map_with_path
+from jax.typing import ArrayLike, DTypeLike
 
 from adadelta_tx._core import accumulators, trees
+from adadelta_tx._core.accumulators import PyTree
+from adadelta_tx._core.decay import add_decayed_weights
+from adadelta_tx._core.hints import for_arguments
 from adadelta_tx._core.hyperparameters import (
     BELOW_1,
     POSITIVE,
-    explained,
-    rate,
     scalar,
-    warn_of_exchange,
+    scalar_or_schedule,
+    warn_of_unusual,
 )
-
-_ELSEWHERE = {
-    "epsilon": "Write eps.",
-    "momentum": "Adadelta has none.",
-    "params": "Pass them to init and update: state = tx.init(params).",
-    "train_vars": "Variables are for the object: adadelta_tx.Adadelta(train_vars).",
-}
+from adadelta_tx._core.recurrence import Decayed
 
 
-@explained(_ELSEWHERE)
+@for_arguments
 def scale_by_adadelta(
-    rho: chex.Numeric = 0.95,
-    eps: chex.Numeric = 1e-6,
+    rho: ArrayLike = 0.95,
+    eps: ArrayLike = 1e-6,
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -45,10 +39,9 @@ def scale_by_adadelta(
       rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
       eps: :math:`\epsilon`, added to both running averages under the roots,
         above 0 and below 1e30.
-      accumulator_dtype: Dtype of both running averages: uint8, float16,
-        bfloat16, float32 or float64, see :func:`adadelta_tx.adadelta`. ``None``
-        takes the parameter's, but at least float32, and the real one for a
-        complex parameter.
+      accumulator_dtype: Dtype of both running averages: uint8, bfloat16, float32 or
+        float64, see :func:`adadelta_tx.adadelta`. ``None`` takes the parameter's,
+        but at least float32, and the real one for a complex parameter.
 
     Returns:
       An :class:`optax.GradientTransformationExtraArgs` with an
@@ -76,85 +69,28 @@ def scale_by_adadelta(
       >>> [f"{u:.5f}" for u in updates["w"]]
       ['-0.00447', '0.00447']
     """
-    numbers = scalar("rho", rho, *BELOW_1), scalar("eps", eps, *POSITIVE)
-    requested_dtype = accumulators.check_requested(accumulator_dtype)
-    fixed = all(isinstance(number, float) for number in numbers)
-    # Leaves of one shape are traced once. What is compiled outside of any jit belongs
-    # to this transformation and goes with it; numbers that are arrays are arguments.
-    own = functools.partial(accumulators.advance, *numbers)
-    compiled = jax.jit(own) if fixed else _advance
-
-    def step(g: Any, stored: Any, count: Any) -> tuple[jax.Array, ...]:
-        arrays = jnp.asarray(g), tuple(map(jnp.asarray, stored)), count
-        return compiled(*(() if fixed else numbers), *arrays)
-
-    def init_fn(params: Any) -> accumulators.State:
-        def zeros(path: KeyPath, leaf: Any) -> jax.Array:
-            dtype = trees.inexact_dtype(path, leaf, "parameter")
-            return accumulators.zeros(
-                leaf, accumulators.storage_dtype(requested_dtype, dtype)
-            )
-
-        coded = requested_dtype == jnp.uint8
-        # Not the same arrays twice: a training loop donates both.
-        averages = [
-            jax.tree_util.tree_map_with_path(zeros, params)
-            for _ in range(1 if coded else 2)
-        ]
-        count = jnp.zeros([], jnp.int32) if coded else None
-        return accumulators.as_state(averages, count)
+    scaling = _scaling(rho, eps, accumulator_dtype)
 
     def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, accumulators.State]:
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
-        if not accumulators.is_state(state):
-            raise TypeError(
-                "The state must be an optax.ScaleByAdaDeltaState or, for uint8, a "
-                f"CodedState, as init returns it, got {type(state).__name__}."
-            )
-        trees.check_params(updates, params)
-        averages, count = accumulators.parts(state)
-        names = accumulators.names(state)
-        leaves, treedef, columns = trees.aligned(
-            updates,
-            {f"the state's {key}": x for key, x in zip(names, averages, strict=True)},
-        )
-        for (path, g), *stored in zip(leaves, *columns, strict=True):
-            if g is not None:
-                trees.check_stored(path, dict(zip(names, stored, strict=True)))
-        if count is not None:
-            count = jnp.asarray(count, jnp.int32 if isinstance(count, int) else None)
-            if count.shape or count.dtype != jnp.int32:
-                raise TypeError(
-                    "The state's count must be an int32 scalar, got "
-                    f"{count.dtype} of shape {count.shape}."
-                )
-        steps = [
-            (None, *stored) if g is None else step(g, stored, count)
-            for (_, g), *stored in zip(leaves, *columns, strict=True)
-        ]
-        updates, *averages = (
-            treedef.unflatten([step[i] for step in steps])
-            for i in range(1 + len(averages))
-        )
-        if count is not None:
-            count = count + 1  # after 2^31 - 1 comes -2^31
-        return updates, accumulators.as_state(averages, count)
+        trees.check(updates, params, state)
+        return scaling.update(updates, state, params)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(scaling.init, update_fn)
 
 
-_advance = jax.jit(accumulators.advance)
-
-
-@explained({"lr": "Write learning_rate.", **_ELSEWHERE})
+@for_arguments
 def adadelta(
     learning_rate: optax.ScalarOrSchedule | None = 1.0,
-    rho: chex.Numeric = 0.95,
-    eps: chex.Numeric = 1e-6,
+    rho: ArrayLike = 0.95,
+    eps: ArrayLike = 1e-6,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
+    weight_decay_mask: PyTree = None,
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -179,10 +115,14 @@ def adadelta(
 
     Any finite gradient produces a finite update and state. A gradient too large for
     the accumulators, or infinite, counts as the largest that fits: about 9e18 for
-    float32 and bfloat16, 7e153 for float64, 128 for float16, 2e9 √ε for uint8; half
-    of that for the larger part of a complex number. A NaN stays a NaN; with uint8,
-    the update is NaN once, and the codes become the largest. Wrap with
-    :func:`optax.apply_if_finite` to skip such steps.
+    float32 and bfloat16, 7e153 for float64, 2e9 √ε for uint8; half of that for the
+    larger part of a complex number. A NaN stays a NaN; with uint8, the update is NaN
+    once, and the codes become the largest. Wrap with :func:`optax.apply_if_finite` to
+    skip such steps.
+
+    A learning rate of at most 0.01 warns if it is written down as a number of Python:
+    it is nearly always a habit from Adam. Numbers of NumPy or JAX, as a sweep has them,
+    and schedules do not warn.
 
     Args:
       learning_rate: Global factor :math:`\alpha`, a number of at least 0 or a
@@ -199,14 +139,12 @@ def adadelta(
         prefix of it, or a function that returns one for the parameters: ``True``
         where weights decay. ``None`` means everywhere. A mask is an error if it is
         ``False`` or if ``weight_decay`` is 0.
-      accumulator_dtype: Dtype of both running averages: uint8, float16,
-        bfloat16, float32 or float64. ``None`` takes the parameter's, but at
-        least float32, and the real one for a complex parameter. bfloat16 is
-        rounded to nearest or, for ``rho`` of at least 0.98, stochastically where the
-        gradient is not 0. float16 needs ``eps`` of at least 1e-6, and after many
-        gradients of 0 its averages below 6e-7 no longer decay. uint8 stores 8 bits
-        each of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded stochastically: unbiased,
-        while single elements are tens of percent off. The codes saturate at
+      accumulator_dtype: Dtype of both running averages: uint8, bfloat16, float32 or
+        float64. ``None`` takes the parameter's, but at least float32, and the real
+        one for a complex parameter. bfloat16 is rounded to nearest or, for ``rho``
+        of at least 0.98, stochastically where the gradient is not 0. uint8 stores
+        8 bits each of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded stochastically:
+        unbiased, while single elements are tens of percent off. The codes saturate at
         RMS[Δx] = 63,000 √ε, and belong to one ``eps``: with another one they
         mean other numbers. A restored state keeps its dtype.
 
@@ -253,84 +191,99 @@ def adadelta(
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
       <https://arxiv.org/abs/1212.5701>`_, 2012
     """
-    learning_rate = rate(
-        "learning_rate", 1.0 if learning_rate is None else learning_rate
+    decay = scalar_or_schedule("weight_decay", weight_decay)
+    rate = 1.0 if learning_rate is None else learning_rate
+    rate = scalar_or_schedule("learning_rate", rate)
+    chain = optax.chain(
+        add_decayed_weights(decay, weight_decay_mask),
+        _scaling(rho, eps, accumulator_dtype),
+        optax.scale_by_learning_rate(rate),
     )
-    tx = optax.chain(
-        _add_decayed_weights(rate("weight_decay", weight_decay), weight_decay_mask),
-        scale_by_adadelta(rho, eps, accumulator_dtype=accumulator_dtype),
-        _scale_by_learning_rate(learning_rate),
+    warn_of_unusual(
+        learning_rate, rho, eps, ("learning_rate", "eps"), "learning_rate, rho, eps"
     )
-    warn_of_exchange("eps", eps, rho, "learning_rate, rho, eps")
 
     def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        trees.check_chain(state, weight_decay, learning_rate)
-        return tx.update(updates, state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(tx.init, update_fn)
-
-
-def _scale_by_learning_rate(learning_rate: Any) -> optax.GradientTransformation:
-    """Optax's, which would promote updates to the dtype of an array."""
-    if not isinstance(learning_rate, jax.Array):
-        return optax.scale_by_learning_rate(learning_rate)
-
-    def scaled(updates: Any, _: Any) -> Any:
-        return jax.tree.map(lambda u: -learning_rate.astype(u.dtype) * u, updates)
-
-    return optax.stateless(scaled)
-
-
-def _add_decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformation:
-    """Optax's, which would broadcast, and promote updates to the dtype of an array."""
-    theirs = optax.add_decayed_weights(weight_decay)  # for its state
-    if mask is False:
-        raise ValueError(
-            "weight_decay_mask is False: nothing would decay. If it was a function, "
-            'use optax.inject_hyperparams(…, static_args=("weight_decay_mask",)).'
-        )
-    if mask is not None and isinstance(weight_decay, float) and not weight_decay:
-        raise ValueError(
-            "weight_decay_mask is given, but weight_decay is 0: nothing would decay. "
-            "Pass both, or neither."
-        )
-
-    def add(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
-
-        def decayed_leaf(g: Any, p: Any) -> Any:
-            if g is None:
-                return None
-            dtype = jnp.result_type(g)
-            return g + jnp.asarray(decay, dtype) * jnp.asarray(p).astype(dtype)
-
-        decayed = jax.tree.map(decayed_leaf, updates, params, is_leaf=trees.is_none)
-        _, state = theirs.update((), state, ())
-        return decayed, state
-
-    inner = optax.GradientTransformation(theirs.init, add)
-    tx = inner if mask is None else optax.masked(inner, mask)
-
-    def init_fn(params: Any) -> Any:
-        if jax.tree.leaves(params):  # optax.tree.map_params comes without any
-            trees.check_mask(mask, params)
-        return tx.init(params)
-
-    def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if params is None:
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args
+        if params is None or updates is None:
+            missing = "parameters" if params is None else "gradients"
             raise ValueError(
-                "update needs the parameters. Write tx.update(grads, state, params)."
+                f"The {missing} are None. Write tx.update(grads, state, params)."
             )
-        if trees.is_none(updates):
-            raise ValueError(
-                "The gradients are None. Write tx.update(grads, state, params)."
+        trees.check_chain(state, {"weight_decay": decay, "learning_rate": rate})
+        trees.check(updates, params, state[1])
+        new, state = chain.update(updates, state, params)
+        if isinstance(rate, jax.Array):  # which promotes updates of fewer bits
+            new = jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), new, updates)
+        return new, state
+
+    return optax.GradientTransformationExtraArgs(chain.init, update_fn)
+
+
+_compiled = functools.partial(jax.jit, static_argnames="parameter_dtype")
+_advance = _compiled(accumulators.advance)
+
+
+def _scaling(
+    rho: ArrayLike, eps: ArrayLike, accumulator_dtype: DTypeLike | None
+) -> optax.GradientTransformation:
+    """The scaling, of updates and states that fit."""
+    rho, eps = scalar("rho", rho, BELOW_1), scalar("eps", eps, POSITIVE)
+    requested = accumulators.check_requested(accumulator_dtype)
+    names = accumulators.names_for(requested)
+    # Leaves of one shape are traced once. What is compiled outside of any jit belongs
+    # to this transformation and goes with it; numbers that are arrays are arguments.
+    if isinstance(rho, float) and isinstance(eps, float):
+        advance = _compiled(functools.partial(accumulators.advance, rho, eps))
+    else:
+
+        def advance(*leaf: Any, **dtype: Any) -> tuple[jax.Array, ...]:
+            return _advance(rho, eps, *leaf, **dtype)
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        def zeros(path: KeyPath, leaf: Any) -> jax.Array:
+            dtype = trees.inexact_dtype(path, leaf, "parameter")
+            return accumulators.zeros(
+                leaf, accumulators.storage_dtype(requested, dtype)
             )
-        trees.check_params(updates, params)
-        if isinstance(weight_decay, float) and not weight_decay:
-            return updates, state
-        trees.check_mask(mask, updates)
-        return tx.update(updates, state, params)
+
+        # Not the same arrays twice: a training loop donates both.
+        return accumulators.state_of(
+            {name: tree_map_with_path(zeros, params) for name in names},
+            count=jnp.zeros([], jnp.int32),
+        )
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        gradients, treedef = jax.tree.flatten(updates, is_leaf=_is_gradient)
+        stored = accumulators.trees_of(state)
+        count = accumulators.count_of(state)
+        changed = gradients if params is None else treedef.flatten_up_to(params)
+        columns = map(treedef.flatten_up_to, stored.values())
+        results = [
+            (None, *row)
+            if g is None
+            else advance(g, row, count, parameter_dtype=jnp.result_type(x))
+            for g, x, *row in zip(gradients, changed, *columns, strict=True)
+        ]
+        new, *columns = (
+            treedef.unflatten([result[i] for result in results])
+            for i in range(1 + len(stored))
+        )
+        if count is not None:
+            count = count + 1  # after 2^31 - 1 comes -2^31
+        return new, accumulators.state_of(
+            dict(zip(stored, columns, strict=True)), count
+        )
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _is_gradient(node: PyTree) -> bool:
+    return node is None or isinstance(node, Decayed)

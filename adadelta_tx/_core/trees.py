@@ -1,91 +1,110 @@
 """Whether gradients, parameters, states and masks fit; what to say if they do not."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
-from jax.tree_util import KeyPath, keystr, tree_flatten_with_path
+import optax
+from jax.tree_util import KeyPath, all_leaves, keystr, tree_flatten_with_path
 
 from adadelta_tx._core import accumulators
+from adadelta_tx._core.accumulators import PyTree
 
 
-def aligned(updates: Any, others: dict[str, Any]) -> tuple[list[Any], Any, list[Any]]:
-    """The updates' leaves with paths, their treedef, and the leaves of other trees.
+def check(updates: optax.Updates, params: optax.Params | None, state: Any) -> None:
+    """Check that all have one tree and, for each leaf, one shape.
 
-    Raises:
-      TypeError: If an update is not a floating-point or complex array.
-      ValueError: If another tree, or the shape of one of its leaves, is not that of the
-        updates. Where an update is None, the others may have anything.
+    Where a gradient is None, the others may have anything.
     """
+    if not accumulators.is_state(state):
+        raise TypeError(
+            "The state must be an optax.ScaleByAdaDeltaState or, for uint8, a "
+            f"CodedState, as init returns it, got {type(state).__name__}."
+        )
     leaves, treedef = tree_flatten_with_path(updates, is_leaf=is_none)
     for path, g in leaves:
         if g is not None:
-            inexact_dtype(path, g, "gradient")  # or a TypeError
+            inexact_dtype(path, g, "gradient")
+    trees = accumulators.trees_of(state)
+    others = {} if params is None else {"the parameters": params}
+    others |= {f"the state's {key}": tree for key, tree in trees.items()}
     columns = []
     for name, tree in others.items():
+        column = []
         try:
             column = treedef.flatten_up_to(tree)
+            pairs = zip(leaves, column, strict=True)
+            fits = all_leaves([leaf for (_, g), leaf in pairs if g is not None])
         except (TypeError, ValueError):
-            column = None
-        pairs = [] if column is None else zip(leaves, column, strict=True)
-        kept = [(path, g, leaf) for (path, g), leaf in pairs if g is not None]
-        if column is None or not jax.tree_util.all_leaves([x for *_, x in kept]):
+            fits = False
+        if not fits:
             raise ValueError(
                 f"The gradients' tree does not match that of {name}: "
-                f"{_difference(updates, tree)}.{_instead(updates, tree)}"
+                f"{difference(updates, tree)}.{_instead(updates, tree)}"
             )
-        for path, g, leaf in kept:
+        columns.append(column)
+    for (path, g), *row in zip(leaves, *columns, strict=True):
+        if g is None:
+            continue
+        for name, leaf in zip(others, row, strict=True):
             if jnp.shape(g) != jnp.shape(leaf):
                 raise ValueError(
-                    f"The gradient{_at(path)} has shape {jnp.shape(g)}, but its shape "
+                    f"The gradient{at(path)} has shape {jnp.shape(g)}, but its shape "
                     f"in {name} is {jnp.shape(leaf)}."
                 )
-        columns.append(column)
-    return leaves, treedef, columns
-
-
-def check_params(updates: Any, params: Any) -> None:
-    if params is None:
-        return
-    leaves, _, (column,) = aligned(updates, {"the parameters": params})
-    for (path, g), p in zip(leaves, column, strict=True):
-        if g is not None and jnp.iscomplexobj(g) != jnp.iscomplexobj(p):
+        p = g if params is None else row[0]
+        if jnp.iscomplexobj(g) != jnp.iscomplexobj(p):
             raise TypeError(
-                f"The gradient{_at(path)} is {jnp.result_type(g)}, but its parameter "
+                f"The gradient{at(path)} is {jnp.result_type(g)}, but its parameter "
                 f"is {jnp.result_type(p)}: both must be real, or both complex."
             )
+        check_stored(path, dict(zip(trees, row[-len(trees) :], strict=True)))
+    count = accumulators.count_of(state)
+    if count is not None and (jnp.shape(count) or jnp.result_type(count) != jnp.int32):
+        raise TypeError(
+            "The state's count must be an int32 scalar, got "
+            f"{jnp.result_type(count)} of shape {jnp.shape(count)}."
+        )
 
 
-def check_stored(path: KeyPath, stored: dict[str, Any]) -> None:
+def check_stored(path: KeyPath, stored: Mapping[str, jax.Array]) -> None:
     """Checks that a leaf of a state has arrays that accumulators can be."""
     shapes = {name: jnp.shape(x) for name, x in stored.items()}
     if len(set(shapes.values())) > 1:
         both = " and ".join(f"{name} has {shape}" for name, shape in shapes.items())
-        raise ValueError(f"The state{_at(path)} has two shapes: {both}.")
+        raise ValueError(f"The state{at(path)} has two shapes: {both}.")
     dtypes = {name: jnp.result_type(x) for name, x in stored.items()}
     for name, dtype in dtypes.items():
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
-                f"{name}{_at(path)} is {dtype}. A complex state of optax.adadelta has "
+                f"{name}{at(path)} is {dtype}. A complex state of optax.adadelta has "
                 "averages of g², and Adadelta needs those of |g|²: training cannot "
                 "continue from it. Start from tx.init(params)."
             )
         want = ["uint16"] if name == "codes" else accumulators.FLOATS
         if dtype.name not in want:
+            cast = ""
+            if dtype == jnp.float16:
+                cast = (
+                    " Cast the state: jax.tree.map(lambda x: x.astype(jnp.float32) if "
+                    "x.dtype == jnp.float16 else x, state)."
+                )
             raise TypeError(
-                f"{name}{_at(path)} is {dtype}; it must be {' or '.join(want)}."
+                f"{name}{at(path)} is {dtype}; it must be {' or '.join(want)}.{cast}"
             )
     if len(set(dtypes.values())) > 1:
         both = " and ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise TypeError(
-            f"The state{_at(path)} has two dtypes: {both}. Cast one to the other's."
+            f"The state{at(path)} has two dtypes: {both}. Cast one to the other's."
         )
 
 
-def check_chain(state: Any, weight_decay: Any, learning_rate: Any) -> None:
-    """Checks that a state is one of ``adadelta`` with these numbers or schedules."""
-    if not isinstance(state, tuple | list) or len(state) != 3:
+def check_chain(
+    state: object, rates: Mapping[str, jax.typing.ArrayLike | optax.Schedule]
+) -> None:
+    """Check that a state is one of ``adadelta`` with this decay and learning rate."""
+    if not isinstance(state, tuple) or len(state) != 3:
         got = type(state).__name__
         if type(state) is tuple and state:
             got += f" of {', '.join(type(x).__name__ for x in state)}"
@@ -93,52 +112,18 @@ def check_chain(state: Any, weight_decay: Any, learning_rate: Any) -> None:
             "The second argument must be a state, as adadelta(…).init returns it, "
             f"got {got}. Write tx.update(grads, state, params)."
         )
-    for name, given, its in (
-        ("weight_decay", weight_decay, state[0]),
-        ("learning_rate", learning_rate, state[2]),
-    ):
-        inner = getattr(its, "inner_state", its)  # of a mask
-        if callable(given) and inner == () and accumulators.is_state(state[1]):
+    first, scaling, last = state
+    for (name, rate), link in zip(rates.items(), (first, last), strict=True):
+        inner = getattr(link, "inner_state", link)  # of a mask
+        if callable(rate) and inner == () and accumulators.is_state(scaling):
             raise TypeError(
                 f"{name} is a schedule, but this state was made with a number, so it "
                 "has no count. Pass a number, or start from tx.init(params)."
             )
 
 
-def check_mask(mask: Any, tree: Any) -> None:
-    if mask is None:
-        return
-    if callable(mask):
-        try:
-            mask = mask(tree)
-        except (AttributeError, TypeError) as error:  # as of a leaf's attributes
-            raise TypeError(
-                f"weight_decay_mask raised {error!r}. It gets all the parameters: "
-                "lambda params: jax.tree.map(lambda x: x.ndim > 1, params)."
-            ) from error
-    leaves, treedef = tree_flatten_with_path(mask, is_leaf=is_none)
-    try:
-        subtrees = treedef.flatten_up_to(tree)
-        for (path, leaf), subtree in zip(leaves, subtrees, strict=True):
-            if not _is_boolean(leaf) and (leaf, subtree) != (None, None):
-                raise TypeError(
-                    f"weight_decay_mask{_at(path)} must be True or False, got {leaf!r}."
-                )
-    except ValueError:
-        whole = jax.tree.map(lambda x: None, mask)  # a None fits anything
-        raise ValueError(
-            "weight_decay_mask must be a tree of booleans like the parameters, or a "
-            f"prefix of it, but {_difference(whole, tree)}."
-        ) from None
-
-
-def _is_boolean(x: Any) -> bool:
-    if isinstance(x, Tracer) or not hasattr(x, "dtype"):
-        return isinstance(x, bool)
-    return x.dtype == jnp.bool_ and jnp.ndim(x) == 0
-
-
 def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
+    """The dtype of a leaf that Adadelta can train or be trained with."""
     number_dtype = jnp.result_type(leaf) if isinstance(leaf, float | complex) else None
     dtype = getattr(leaf, "dtype", number_dtype)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
@@ -149,18 +134,23 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
                 "For an Equinox model, pass eqx.filter(model, eqx.is_inexact_array)."
             )
         raise TypeError(
-            f"The {what}{_at(path)} has {kind}; Adadelta needs floating-point or "
+            f"The {what}{at(path)} has {kind}; Adadelta needs floating-point or "
             f"complex numbers. {instead}"
+        )
+    if jnp.finfo(dtype).bits < 8:
+        raise TypeError(
+            f"The {what}{at(path)} has dtype {dtype}, in which a step is rounded away."
+            " Use 8 bits or more."
         )
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _difference(got: Any, want: Any, path: KeyPath = ()) -> str:
+def difference(got: PyTree, want: PyTree, path: KeyPath = ()) -> str:
     """Where two trees differ first, and how. A None in the first fits anything."""
-    at = keystr(path) or "the root"
-    kinds = _kind(got), _kind(want)
+    here = keystr(path) or "the root"
+    kinds = _kind_of(got), _kind_of(want)
     if kinds[0] != kinds[1]:
-        return f"{at} is {kinds[0]}, not {kinds[1]}"
+        return f"{here} is {kinds[0]}, not {kinds[1]}"
     ours, theirs = dict(_children(got)), dict(_children(want))
     names = [[keystr((*path, *key)) for key in x] for x in (ours, theirs)]
     missing, unknown = (sorted(set(a) - set(b)) for a, b in (reversed(names), names))
@@ -172,11 +162,11 @@ def _difference(got: Any, want: Any, path: KeyPath = ()) -> str:
         other = theirs[key]
         alike = jax.tree.structure(child) == jax.tree.structure(other)
         if child is not None and not alike:
-            return _difference(child, other, (*path, *key))
-    return f"the static fields of {kinds[0]} at {at} differ"
+            return difference(child, other, (*path, *key))
+    return f"the static fields of {kinds[0]} at {here} differ"
 
 
-def _instead(got: Any, want: Any) -> str:
+def _instead(got: PyTree, want: PyTree) -> str:
     """What to write where a library makes trees of two kinds."""
     kinds = [type(tree).__name__ for tree in (got, want)]
     if kinds[0] == kinds[1]:
@@ -190,22 +180,22 @@ def _instead(got: Any, want: Any) -> str:
     return ""
 
 
-def _kind(node: Any) -> str:
+def _kind_of(node: PyTree) -> str:
     if node is None:
         return "None"
-    if jax.tree_util.all_leaves([node]):
+    if all_leaves([node]):
         return "an array"
     name = type(node).__name__
     return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
-def _children(node: Any) -> list[tuple[KeyPath, Any]]:
+def _children(node: PyTree) -> list[tuple[KeyPath, PyTree]]:
     return tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
 
 
-def _at(path: KeyPath) -> str:
+def at(path: KeyPath) -> str:
     return f" at {keystr(path)}" if path else ""
 
 
-def is_none(x: Any) -> bool:
+def is_none(x: object) -> bool:
     return x is None

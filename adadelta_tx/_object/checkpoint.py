@@ -274,7 +274,7 @@ def _checked(numbers: Mapping[str, Any]) -> dict[str, Any]:
     largest = float(jnp.finfo(jnp.result_type(float)).max)
     ranges = {"lr": (lambda x: 0 <= x <= largest, "finite and at least 0"), **NUMBERS}
     return {
-        key: number(key, numbers[key], *in_range)
+        key: number(key, numbers[key], in_range)
         if key != "lr" or numbers[key] is not None
         else None
         for key, in_range in ranges.items()

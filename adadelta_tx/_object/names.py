@@ -1,12 +1,12 @@
 """Objects with unique names: what BrainPy's base class is there."""
 
 import itertools
-import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from adadelta_tx._object.variables import Collector
+from adadelta_tx._core import hints
+from adadelta_tx._object.variables import Collector, imported
 
 owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _counters: dict[str, itertools.count] = {}
@@ -16,8 +16,7 @@ lock = threading.RLock()
 class Node:
     """An object with variables, and a name that no other one in use has."""
 
-    _elsewhere: ClassVar[dict[str, str]] = {}
-    """Attributes that it does not have, and what to write instead."""
+    _is_made = False
 
     @property
     def name(self) -> str:
@@ -81,18 +80,27 @@ class Node:
             kind = self._name.rstrip("0123456789")
             self.name = self.unique_name(type_=kind)
 
-    def _check_attribute(self, key: str) -> None:
-        """Raises an AttributeError for one that is called otherwise here."""
-        ours = type(self).__module__.startswith("adadelta_tx.")  # and no subclass
-        if ours and key in self._elsewhere and not hasattr(type(self), key):
-            raise AttributeError(f"There is no {key}. {self._elsewhere[key]}")
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Sets an attribute; a new one of another name only in a subclass."""
+        ours = type(self).__module__.startswith("adadelta_tx.")
+        if (
+            self._is_made
+            and ours
+            and not key.startswith("_")
+            and not hasattr(self, key)
+        ):
+            raise self._no_attribute(key)
+        super().__setattr__(key, value)
 
     if not TYPE_CHECKING:  # a type checker knows what there is
 
         def __getattr__(self, key: str) -> Any:
-            what = f"{type(self).__name__!r} object has no attribute {key!r}. "
-            what += self._elsewhere.get(key, "")
-            raise AttributeError(what.rstrip(), name=key, obj=self)
+            raise self._no_attribute(key)
+
+    def _no_attribute(self, key: str) -> AttributeError:
+        # Python adds the nearest name where it shows the error.
+        what = hints.without(type(self).__name__, "attribute", key)
+        return AttributeError(what, name=key, obj=self)
 
 
 def clear_name_cache() -> None:
@@ -107,5 +115,5 @@ def clear_name_cache() -> None:
     with lock:
         owners.clear()
         _counters.clear()
-        if "brainpy.math" in sys.modules:
-            sys.modules["brainpy.math"].clear_name_cache()
+        if clear := imported("brainpy.math", "clear_name_cache"):
+            clear()

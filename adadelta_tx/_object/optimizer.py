@@ -1,23 +1,22 @@
 """Adadelta as an object that updates variables, with BrainPy's interface."""
 
 import functools
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import chex
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
-from adadelta_tx._core.accumulators import as_state, check_requested, parts, suffixes
+from adadelta_tx._core import accumulators
 from adadelta_tx._core.diagnostics import effective_learning_rate
+from adadelta_tx._core.hints import for_arguments
 from adadelta_tx._core.hyperparameters import (
     NUMBERS,
-    explained,
     number,
-    warn_of_exchange,
+    warn_of_unusual,
 )
 from adadelta_tx._core.transform import scale_by_adadelta
 from adadelta_tx._object.checkpoint import load_states, save_states
@@ -33,17 +32,21 @@ from adadelta_tx._object.variables import (
     Collector,
     assign,
     checked_grads,
+    imported,
     is_number,
     kind_of,
     trainable,
 )
 
 AccumulatorDType = (
-    Literal["uint8", "float16", "bfloat16", "float32", "float64"]
+    Literal["uint8", "bfloat16", "float32", "float64"]
     | type[Any]
     | np.dtype[Any]
     | None
 )
+
+_SUFFIXES = {"e_g": "_cache", "e_x": "_delta", "codes": "_codes"}
+"""How the variables are called in which a parameter's accumulators are."""
 
 
 class Adadelta(Node):
@@ -110,27 +113,14 @@ class Adadelta(Node):
 
     _schedule_type = Schedule
     _variable_type: Any = None  # or the only one
-    _elsewhere: ClassVar = {
-        "eps": "Write epsilon.",
-        "learning_rate": "Write lr.",
-        "init": "Optax and Flax want the transformation adadelta_tx.adadelta().",
-        "register_vars": "Write register_train_vars.",
-        "momentum": "Adadelta has none.",
-        "step": "Write update(grads).",
-        "zero_grad": "Gradients are new in each step, so there is nothing to reset.",
-        "param_groups": "Write lr, epsilon, rho or weight_decay.",
-        "weight_decay_mask": "The transformation adadelta_tx.adadelta has one.",
-        "state_dict": "Write save_states(file), or vars() for the variables.",
-        "load_state_dict": "Write load_states(file).",
-    }
 
-    @explained(_elsewhere)
+    @for_arguments
     def __init__(
         self,
         train_vars: Mapping[str, Any] | None = None,
         lr: Any = 1.0,
-        epsilon: chex.Numeric = 1e-6,
-        rho: chex.Numeric = 0.95,
+        epsilon: ArrayLike = 1e-6,
+        rho: ArrayLike = 0.95,
         name: str | None = None,
         *,
         weight_decay: float | None = None,
@@ -143,18 +133,11 @@ class Adadelta(Node):
                 f"keyword-only. Got epsilon={epsilon!r}, name={name!r}."
             )
         self.epsilon, self.rho, self.weight_decay = epsilon, rho, weight_decay
-        self.accumulator_dtype = check_requested(accumulator_dtype)
-        self._suffixes = suffixes(self.accumulator_dtype)
+        self.accumulator_dtype = accumulators.check_requested(accumulator_dtype)
         self.lr = lr
-        warn_of_exchange(
-            "epsilon", self.epsilon, self.rho, "train_vars, lr, epsilon, rho, name"
+        warn_of_unusual(
+            lr, rho, epsilon, ("lr", "epsilon"), "train_vars, lr, epsilon, rho, name"
         )
-        if isinstance(lr, int | float) and 0 < lr <= 0.01:
-            warnings.warn(
-                f"lr={lr} makes every step {1 / lr:.0f} times smaller. Adadelta sets "
-                "its own step sizes: leave lr at 1, as in the paper.",
-                stacklevel=3,
-            )
         if isinstance(train_vars, Mapping) and not train_vars:
             warnings.warn(
                 "train_vars is empty, so there is nothing to train. With BrainPy, make "
@@ -162,14 +145,15 @@ class Adadelta(Node):
                 stacklevel=3,
             )
         self._start(train_vars, name)
+        self._is_made = True
 
     if not TYPE_CHECKING:  # for which __init__ says it all
 
         @functools.wraps(__init__)  # and so does help()
         def __new__(cls, train_vars: Any = None, *_: Any, **__: Any) -> "Adadelta":
             """Takes BrainPy's class where the variables are BrainPy's."""
-            if cls is Adadelta and "brainpy.math" in sys.modules:
-                variable = sys.modules["brainpy.math"].Variable
+            variable = imported("brainpy.math", "Variable")
+            if cls is Adadelta and variable:
                 given = train_vars.values() if isinstance(train_vars, Mapping) else ()
                 if all(isinstance(x, variable) for x in given):
                     from adadelta_tx import brainpy
@@ -183,11 +167,10 @@ class Adadelta(Node):
         self.name = name
 
     def __setattr__(self, key: str, value: Any) -> None:
-        self._check_attribute(key)
         if (
             key == "accumulator_dtype"
             and key in vars(self)
-            and str(check_requested(value)) != str(self.accumulator_dtype)
+            and str(accumulators.check_requested(value)) != str(self.accumulator_dtype)
         ):
             raise AttributeError(
                 f"{key} is {self.accumulator_dtype}, and accumulators have it. To "
@@ -195,7 +178,7 @@ class Adadelta(Node):
             )
         if key in NUMBERS:
             value = 0.0 if key == "weight_decay" and value is None else value
-            value = number(key, value, *NUMBERS[key])
+            value = number(key, value, NUMBERS[key])
             if isinstance(value, Tracer) and isinstance(vars(self).get(key), float):
                 raise RuntimeError(
                     f"{key} cannot be set to {value} inside a JAX transformation, "
@@ -221,11 +204,13 @@ class Adadelta(Node):
         """
         new = trainable(train_vars, self.vars_to_train, self._variable_type)
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
-        trees, count = parts(tx.init([variable.value for variable in new.values()]))
+        state: Any = tx.init([variable.value for variable in new.values()])
         track_like(new, self.lr)
-        for suffix, values in zip(self._suffixes, trees, strict=True):
+        for tree, values in accumulators.trees_of(state).items():
+            suffix = _SUFFIXES[tree]
             for (key, variable), value in zip(new.items(), values, strict=True):
                 self.implicit_vars[f"{key}{suffix}"] = kind_of(variable)(value)
+        count = accumulators.count_of(state)
         if count is not None and new and not self.vars_to_train:
             first = next(iter(new.values()))
             self.implicit_vars["codes_count"] = kind_of(first)(count)
@@ -243,7 +228,6 @@ class Adadelta(Node):
 
     _checked = staticmethod(checked_grads)
 
-    @explained({}, too_many="Write update(grads): the optimizer holds the rest.")
     def update(self, grads: Mapping[str, Any]) -> None:
         """Updates all variables by one step or, on an error, none of them.
 
@@ -274,25 +258,22 @@ class Adadelta(Node):
         self, percentiles: Sequence[float] | None = None
     ) -> dict[str, Any]:
         """Like :func:`adadelta_tx.effective_learning_rate`: a dict by variable."""
-        stored = [[variable.value for variable in x] for x in self._columns()[1:]]
-        trees = [
-            dict(zip(self.vars_to_train, values, strict=True)) for values in stored[:-1]
-        ]
-        state = as_state(trees, *stored[-1] or [None])
+        _, *kept, count = [[x.value for x in column] for column in self._columns()]
+        names = accumulators.names_for(self.accumulator_dtype)
+        trees = {
+            name: dict(zip(self.vars_to_train, values, strict=True))
+            for name, values in zip(names, kept, strict=True)
+        }
+        state = accumulators.state_of(trees, *(count or [None]))
         return effective_learning_rate(state, self.epsilon, percentiles=percentiles)
 
     def _columns(self) -> list[list[Any]]:
         """The variables of a step: those to train, what is kept of them, the count."""
         own, to_train = self.implicit_vars, self.vars_to_train
-        kept = [
-            [own[f"{key}{suffix}"] for key in to_train] for suffix in self._suffixes
-        ]
+        suffixes = map(_SUFFIXES.get, accumulators.names_for(self.accumulator_dtype))
+        kept = [[own[f"{key}{suffix}"] for key in to_train] for suffix in suffixes]
         count = [own["codes_count"]] if "codes_count" in own else []
-        return [
-            [*to_train.values()],
-            *kept,
-            count,
-        ]
+        return [[*to_train.values()], *kept, count]
 
     save_states = save_states
     load_states = load_states

@@ -1,8 +1,7 @@
 """The learning rate of an optimizer object: a number, or something that changes."""
 
-import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jax.core import Tracer
 
 from adadelta_tx._core.hyperparameters import AT_LEAST_0, number
 from adadelta_tx._object.names import Node
-from adadelta_tx._object.variables import Variable, assign, kind_of, value_of
+from adadelta_tx._object.variables import Variable, assign, imported, kind_of, value_of
 
 
 class Schedule(Node):
@@ -23,10 +22,6 @@ class Schedule(Node):
     """
 
     _excluded_vars = ("_rate", "_is_set")  # from BrainPy's vars()
-    _elsewhere: ClassVar = {
-        "step": "Read last_call, the index of the last update.",
-        "value": "Read lr, and assign to it.",
-    }
 
     def __init__(self, lr: Any) -> None:
         """Takes a number of at least 0, a variable of one, or an optax schedule."""
@@ -34,7 +29,7 @@ class Schedule(Node):
         self._is_given = kind_of(lr) is not None
         self._rate: Any = lr
         if not self._is_given:
-            first = 0.0 if callable(lr) else number("lr", lr, *AT_LEAST_0)
+            first = 0.0 if callable(lr) else number("lr", lr, AT_LEAST_0)
             self._rate = Variable(jnp.asarray(first, dtype=float))
         value = self._rate.value
         if value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -43,6 +38,7 @@ class Schedule(Node):
         self.last_epoch: Any = Variable(jnp.asarray(-1, dtype=jnp.int32))
         self.last_call: Any = Variable(jnp.asarray(-1, dtype=jnp.int32))
         self._start("Constant" if self._schedule is None else "Schedule")
+        self._is_made = True
 
     def _start(self, type_: str) -> None:
         self.name = self.unique_name(type_=type_)
@@ -54,7 +50,7 @@ class Schedule(Node):
 
     @lr.setter
     def lr(self, value: Any) -> None:
-        restore_rate(self, number("lr", value, *AT_LEAST_0))
+        restore_rate(self, number("lr", value, AT_LEAST_0))
 
     def set_value(self, value: Any) -> None:
         """Sets the learning rate, from now on also in place of a schedule."""
@@ -68,10 +64,6 @@ class Schedule(Node):
         i = self.last_call.value + 1 if i is None else i
         scheduled = jnp.asarray(value_of(self._schedule(i)), dtype=rate.dtype)
         return jnp.where(self._is_set.value, rate, scheduled)
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        self._check_attribute(key)
-        super().__setattr__(key, value)
 
     def __float__(self) -> float:
         return float(self())
@@ -100,15 +92,14 @@ class Schedule(Node):
 
 def make_schedule(lr: Any, kind: type[Schedule]) -> Any:
     """``lr`` behind a scheduler's interface; a BrainPy scheduler as it is."""
-    schedulers = getattr(sys.modules.get("brainpy.optim"), "Scheduler", Schedule)
-    if isinstance(lr, Schedule | schedulers):
+    if isinstance(lr, (Schedule, imported("brainpy.optim", "Scheduler"))):
         return lr
     if isinstance(lr, Mapping):
         raise TypeError(
             f"lr must be a learning rate, got a dict of {len(lr)}. The variables come "
             "first here: Adadelta(train_vars, lr)."
         )
-    if isinstance(lr, getattr(sys.modules.get("braintools.optim"), "LRScheduler", ())):
+    if isinstance(lr, imported("braintools.optim", "LRScheduler")):
         raise TypeError(
             f"lr is braintools' {type(lr).__name__}, which must be stepped by hand and "
             "returns the negative of the rate. Pass an optax schedule or a scheduler "
@@ -148,7 +139,7 @@ def current_rate(schedule: Any) -> Any:
         raise ValueError(f"lr must be a scalar, got one of shape {jnp.shape(rate)}.")
     if isinstance(rate, Tracer):
         return jnp.asarray(rate, dtype=float)
-    return np.float64(number("lr", rate, *AT_LEAST_0))  # float32 without x64
+    return np.float64(number("lr", rate, AT_LEAST_0))  # float32 without x64
 
 
 def rate(schedule: Any) -> float | None:

@@ -3,11 +3,12 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
 
-from adadelta_tx._core.accumulators import as_state, parts
+from adadelta_tx._core import accumulators
 from adadelta_tx._core.transform import scale_by_adadelta
 
 Columns = list[list[Any]]
@@ -42,18 +43,20 @@ def step(columns: Columns, grads: list[Any], lr: Any, fixed: Any) -> Columns:
 
 def _uncompiled(columns: Columns, grads: list[Any], lr: Any, fixed: Any) -> Columns:
     rho, epsilon, weight_decay = fixed
-    params, *trees, count = columns
+    params, *kept, count = columns
+    names = accumulators.names_for(None if len(kept) > 1 else jnp.uint8)
     tx = optax.chain(
         scale_by_adadelta(rho, epsilon),
         optax.scale_by_learning_rate(lr),
         optax.add_decayed_weights(-weight_decay),
     )
     none = optax.EmptyState()
-    state: Any = (as_state(trees, *(count or [None])), none, none)
+    trees = dict(zip(names, kept, strict=True))
+    state: Any = (accumulators.state_of(trees, *(count or [None])), none, none)
     updates, state = tx.update(grads, state, params)
-    trees, after = parts(state[0])
     new: Any = optax.apply_updates(params, updates)
-    return [new, *trees, [after] if count else []]
+    kept = accumulators.trees_of(state[0]).values()
+    return [new, *kept, [accumulators.count_of(state[0])] if count else []]
 
 
 # No names among its arguments, so that a second network of the same shapes compiles

@@ -49,7 +49,10 @@ class Variable:
     @value.setter
     def value(self, value: Any) -> None:
         value = _array(value)
-        if (value.shape, value.dtype) != (self.shape, self.dtype):
+        dtype = jax.dtypes.canonicalize_dtype(self.dtype)  # x64 may be off by now
+        if (value.shape, value.dtype) not in (
+            (self.shape, x) for x in (self.dtype, dtype)
+        ):
             raise ValueError(
                 f"A {type(self).__name__} of shape {self.shape} and dtype {self.dtype} "
                 f"cannot hold shape {value.shape} and dtype {value.dtype}."
@@ -95,14 +98,19 @@ def _array(value: Any) -> jax.Array:
     return array.astype(array.dtype) if getattr(array, "weak_type", False) else array
 
 
+def imported(module: str, name: str) -> Any:
+    """What a library calls so; an empty tuple if it is not imported, as no class."""
+    return getattr(sys.modules.get(module), name, ())
+
+
 def kind_of(x: Any) -> Any:
     """The class of variables that transformations track like ``x``; or ``None``."""
     if isinstance(x, Variable):
         return Variable
-    if isinstance(x, getattr(sys.modules.get("brainpy.math"), "Variable", ())):
-        return sys.modules["brainpy.math"].Variable
-    if isinstance(x, getattr(sys.modules.get("brainstate"), "State", ())):
-        return sys.modules["brainstate"].LongTermState
+    if isinstance(x, imported("brainpy.math", "Variable")):
+        return imported("brainpy.math", "Variable")
+    if isinstance(x, imported("brainstate", "State")):
+        return imported("brainstate", "LongTermState")
     return None
 
 
@@ -178,8 +186,7 @@ def _variable_of(name: str, value: Any, kind: Any) -> str:
 def _instead_of(train_vars: Any) -> str:
     if kind_of(train_vars) is not None:
         return ' Give it a name: {"w": variable}.'
-    module = getattr(sys.modules.get("flax.nnx"), "Module", ())
-    if isinstance(train_vars, module):
+    if isinstance(train_vars, imported("flax.nnx", "Module")):
         return " Write nnx.Optimizer(model, adadelta_tx.adadelta(), wrt=nnx.Param)."
     if hasattr(train_vars, "train_vars"):
         return " Write Adadelta(network.train_vars().unique())."
@@ -276,10 +283,10 @@ def assign(variables: list[Any], values: list[Any]) -> None:
             )
     setters = {}
     if {"brainpy.math", "brainstate"} <= sys.modules.keys():
-        math, state = sys.modules["brainpy.math"], sys.modules["brainstate"].State
+        kinds = (imported("brainpy.math", name) for name in ("Variable", "TrainVar"))
         # The setter that theirs extends. It records the write as theirs does,
         # without comparing shapes and dtypes, and refuses a leaking tracer.
-        setters = dict.fromkeys((math.Variable, math.TrainVar), state.value.fset)
+        setters = dict.fromkeys(kinds, imported("brainstate", "State").value.fset)
     for variable, value in zip(variables, values, strict=True):
         setter = setters.get(type(variable))
         if setter is None:

@@ -1,5 +1,7 @@
 """adadelta_tx inside optax, as its users combine it."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -222,16 +224,18 @@ def test_state_moves_between_optax_and_here():
         chex.assert_trees_all_close(moved, straight, rtol=1e-5)
 
 
-def test_float16_state_of_optax_continues():
-    """Optax stores float16 accumulators for float16 parameters; they stay so."""
+def test_float16_state_of_optax_continues_after_a_cast():
+    """Which the error for such a state says how to write."""
     params = jax.tree.map(np.float16, PARAMS)
     grads = [jax.tree.map(np.float16, g) for g in gradients()]
     arguments = (1.0, 0.9, 1e-3)
     params, state = train(optax.adadelta(*arguments), params, grads)
-    continued, new_state = train(
-        adadelta_tx.adadelta(*arguments), params, grads, state=state
-    )
-    chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
+    ours = adadelta_tx.adadelta(*arguments)
+    with pytest.raises(TypeError, match=r"e_g at .*\['b'\] is float16.* Cast") as error:
+        train(ours, params, grads, state=state)
+    line = re.search(r"Cast the state: (.*)\.$", str(error.value))[1]
+    cast = eval(line, {"jax": jax, "jnp": jnp, "state": state})
+    continued, _ = train(ours, params, grads, state=cast)
     theirs, _ = train(optax.adadelta(*arguments), params, grads, state=state)
     chex.assert_trees_all_close(continued, theirs, rtol=0.02)
 
@@ -331,6 +335,22 @@ def test_real_and_imaginary_part_as_two_numbers():
     for g, (real, _, _), (imag, _, _) in zip(grads, *parts, strict=True):
         u, state = tx.update(jnp.asarray(g), state)
         np.testing.assert_allclose(u, real + 1j * imag, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_injected_numbers_of_too_few_digits(dtype):
+    """Under jit they are traced: 0.999 is 1 in bfloat16, and nothing else tells."""
+    tx = optax.inject_hyperparams(adadelta_tx.scale_by_adadelta)(rho=0.5, eps=1e-6)
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+    with pytest.warns(UserWarning, match="hyperparam_dtype=jnp.float32") as caught:
+        jax.jit(tx.init)(params)
+    said = [str(warning.message) for warning in caught]
+    for name in ("rho", "eps"):
+        assert any(x.startswith(f"{name} is a traced {dtype}") for x in said)
+    wide = optax.inject_hyperparams(
+        adadelta_tx.scale_by_adadelta, hyperparam_dtype=jnp.float32
+    )(rho=0.5, eps=1e-6)
+    jax.jit(wide.init)(params)  # a warning is an error
 
 
 def test_traced_learning_rate_keeps_the_dtype_of_updates():

@@ -157,9 +157,10 @@ def test_narrower_accumulators_of_brainpy(extension, dtype, tmp_path):
         return
     ours.load_states(path)
     same_as_theirs(ours, theirs)
-    loads(path, keys, theirs, accumulator_dtype=jnp.dtype(dtype))
-    other = {"float16": jnp.bfloat16, "bfloat16": jnp.float16}[dtype]
-    optimizer = like(keys, accumulator_dtype=other)
+    if dtype == "bfloat16":
+        loads(path, keys, theirs, accumulator_dtype=jnp.bfloat16)
+        return
+    optimizer = like(keys, accumulator_dtype=jnp.bfloat16)
     with refused(optimizer, path, dtype):
         optimizer.load_states(path)
 

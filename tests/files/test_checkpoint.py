@@ -60,7 +60,7 @@ DTYPES = {
     "float32": {},
     "float64": {"dtype": jnp.float64},
     "bfloat16": {"dtype": jnp.bfloat16, "accumulator_dtype": jnp.bfloat16},
-    "float16": {"dtype": jnp.float16, "accumulator_dtype": jnp.float16},
+    "float16": {"dtype": jnp.float16},
     "uint8": {"accumulator_dtype": jnp.uint8},
     "complex64": {"dtype": jnp.complex64},
     "schedule": {"lr": optax.linear_schedule(1.0, 0.0, 20), "weight_decay": 0.01},
@@ -844,7 +844,7 @@ def test_loads_what_it_is_given(extension, tmp_path):
 
 
 @pytest.mark.parametrize("extension", [*ONE_EACH, "compressed.npz"])
-@pytest.mark.parametrize("case", DTYPES)
+@pytest.mark.parametrize("case", sorted(DTYPES.keys() - {"float16"}))
 def test_files_of_version_1(extension, case):
     """Their arrays as the libraries of the formats read them, and their numbers."""
     if extension == "compressed.npz":
