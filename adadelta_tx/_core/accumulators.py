@@ -1,9 +1,9 @@
 """How E[g²] and E[Δx²] are stored: in floats of some dtype, or in 8 bits each.
 
-Both are at least 0, and both are only ever used as v + ε. So 8 bits hold 1 + v / ε
-with the sign and the bits that a float would have no use for cut off: the upper bits
-of its exponent, the lower ones of its mantissa. One 16-bit word holds both codes of an
-element.
+Both are at least 0, and both are only ever used as v + ε, where E[g²] may have another
+ε. So 8 bits hold 1 + v / ε with the sign and the bits that a float would have no use
+for cut off: the upper bits of its exponent, the lower ones of its mantissa. One 16-bit
+word holds both codes of an element.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ from adadelta_tx._core import one_pass, recurrence, rounding
 FLOATS = ("bfloat16", "float32", "float64")
 _SUPPORTED = ("uint8", *FLOATS)
 _STOCHASTIC_FROM = 0.98  # ρ from which bfloat16 loses more by rounding to nearest
-_GROWTH = 62  # 8 bits hold E[g²] up to 2^62 ε, with room for rounding
+_GROWTH = 62  # 8 bits hold E[g²] up to 2^62 ε_g, with room for rounding
+_LEAST_CODED = 1e-16  # ε_g of 8 bits: so they hold RMS[g] from about 1e-8 to 20
 
 PyTree = Any
 Stored = tuple[jax.Array, ...]
@@ -139,8 +140,7 @@ def zeros(parameter: ArrayLike | jax.ShapeDtypeStruct, dtype: DTypeLike) -> jax.
 
 
 def advance(
-    rho: recurrence.Scalar,
-    eps: recurrence.Scalar,
+    numbers: recurrence.Hyperparameters,
     g: _Gradient,
     stored: Stored,
     count: Any,
@@ -153,17 +153,17 @@ def advance(
     """
 
     def in_passes(inputs: _Inputs) -> tuple[jax.Array, ...]:
-        u, stored = _results(rho, eps, *inputs, count)
+        u, stored = _results(numbers, *inputs, count)
         return u, *(array for array, _ in stored)
 
     def in_one_pass(inputs: _Inputs) -> tuple[jax.Array, ...]:
         *firsts, last = one_pass.copies(inputs, 1 + len(inputs[1]))
-        apart = [_results(rho, eps, *x, count, repeated=False)[1] for x in firsts]
+        apart = [_results(numbers, *x, count, repeated=False)[1] for x in firsts]
         stored = [arrays[i] for i, arrays in enumerate(apart)]
         # XLA fuses results of one dtype. A parameter of another one is calculated from
         # what that pass has stored.
         values = None if parameter_dtype == stored[0][0].dtype else _values(stored)
-        u, _ = _results(rho, eps, *last, count, repeated=False, values=values)
+        u, _ = _results(numbers, *last, count, repeated=False, values=values)
         return u, *(array for array, _ in stored)
 
     inputs = jax.tree.map(jnp.asarray, (g, stored))
@@ -171,8 +171,7 @@ def advance(
 
 
 def _results(
-    rho: recurrence.Scalar,
-    eps: recurrence.Scalar,
+    numbers: recurrence.Hyperparameters,
     g: _Gradient,
     stored: Stored,
     count: Any,
@@ -184,12 +183,12 @@ def _results(
     The update is calculated from these values, or from given ones.
     """
     real = arithmetic_dtype(g.dtype, stored[0].dtype)
-    c = recurrence.coefficients(rho, eps, real)
+    c = _coefficients(numbers, stored, real)
     exact = recurrence.total(g)
     wide = jnp.complex128 if real == jnp.float64 else jnp.complex64
     exact = exact.astype(wide if jnp.iscomplexobj(exact) else real)
     if is_coded(stored):
-        exact = recurrence.bounded(exact, _largest_coded(c.eps), repeated)
+        exact = recurrence.bounded(exact, _largest_coded(c.grad_eps), repeated)
         share = recurrence.new_share(exact, recurrence.relative(c))
         pair = recurrence.next_pair(share, *rounding.pair(stored[0], real), c)
         codes, *values_of_codes = rounding.round_pair(*pair, count)
@@ -199,7 +198,9 @@ def _results(
         exact = recurrence.bounded(exact, _largest(stored[0].dtype), repeated)
         share = recurrence.new_share(exact, c)
         s, d = _read_floats(stored, real)
-        write = functools.partial(_write, stored[0].dtype, rho, exact.real, stored[1])
+        write = functools.partial(
+            _write, stored[0].dtype, numbers.rho, exact.real, stored[1]
+        )
         new_s = write(recurrence.next_e_g(share, s, c), share)
         share_x = recurrence.new_share_x(share, new_s.astype(real), d, c)
         new_d = write(recurrence.next_e_x(share_x, d, c), share_x)
@@ -213,14 +214,21 @@ def _values(stored: Sequence[_Stored]) -> list[jax.Array]:
     return [value for _, values in stored for value in values]
 
 
-def read(
-    stored: Stored, dtype: DTypeLike, eps: recurrence.Scalar
-) -> tuple[jax.Array, jax.Array]:
-    """The values of E[g²] and E[Δx²], for arithmetic in ``dtype``."""
+def rates(stored: Stored, numbers: recurrence.Hyperparameters) -> jax.Array:
+    """RMS[Δx] / RMS[g], at least in float32."""
+    dtype = arithmetic_dtype(stored[0].dtype)
+    c = _coefficients(numbers, stored, dtype)
     if is_coded(stored):
         a, b = rounding.pair(stored[0], dtype)
-        return (a - 1) * eps, (b - 1) * eps
-    return _read_floats(stored, dtype)
+        return recurrence.rms_ratio((a - 1) * c.grad_eps, (b - 1) * c.eps, c)
+    return recurrence.rms_ratio(*_read_floats(stored, dtype), c)
+
+
+def _coefficients(
+    numbers: recurrence.Hyperparameters, stored: Stored, dtype: jnp.dtype
+) -> recurrence.Coefficients:
+    least = _LEAST_CODED if is_coded(stored) else 0.0
+    return recurrence.coefficients(numbers, dtype, least)
 
 
 def _read_floats(stored: Stored, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
@@ -242,8 +250,8 @@ def _largest(dtype: DTypeLike) -> float:
     return 2.0 ** (jnp.finfo(dtype).maxexp // 2 - 1)
 
 
-def _largest_coded(eps: recurrence.Scalar) -> recurrence.Scalar:
-    bound, largest = 2.0 ** (_GROWTH // 2) * eps**0.5, _largest(jnp.float32)
+def _largest_coded(grad_eps: recurrence.Scalar) -> recurrence.Scalar:
+    bound, largest = 2.0 ** (_GROWTH // 2) * grad_eps**0.5, _largest(jnp.float32)
     if isinstance(bound, float):
         return min(bound, largest)
     return jnp.minimum(bound, largest)

@@ -12,8 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import KeyPath, tree_map_with_path
 from jax.typing import ArrayLike
 
-from adadelta_tx._core import accumulators, recurrence, trees
-from adadelta_tx._core.hyperparameters import POSITIVE, number
+from adadelta_tx._core import accumulators, trees
+from adadelta_tx._core.hyperparameters import BELOW_1E30, POSITIVE, number
+from adadelta_tx._core.recurrence import Hyperparameters
 
 SAMPLE = 10_000
 """So many elements stand for a larger leaf in its percentiles."""
@@ -23,6 +24,7 @@ def effective_learning_rate(
     state: optax.OptState,
     eps: ArrayLike = 1e-6,
     *,
+    grad_eps: ArrayLike | None = None,
     percentiles: Sequence[float] | None = None,
 ) -> Any:
     r"""The effective learning rate of each element of the parameters.
@@ -30,12 +32,13 @@ def effective_learning_rate(
     .. math::
 
       \frac{\mathrm{RMS}[\Delta x]}{\mathrm{RMS}[g]}
-        = \sqrt{\frac{E[\Delta x^2] + \epsilon}{E[g^2] + \epsilon}}
+        = \sqrt{\frac{E[\Delta x^2] + \epsilon}{E[g^2] + \epsilon_g}}
 
     This is about the factor from a gradient to its update: what the learning rate is
     in plain gradient descent (Zeiler 2012, section 4.2). It is computed from the
     averages after the last step, and does not include the global ``learning_rate``.
-    It is 1 at first, and wherever gradients and steps are small compared with
+    Without ``grad_eps``, :math:`\epsilon_g` is :math:`\epsilon`, and the rate is 1 at
+    first, and wherever gradients and steps are small compared with
     :math:`\sqrt{\epsilon}`.
 
     Args:
@@ -46,7 +49,8 @@ def effective_learning_rate(
         Adadeltas its own parameters, their rates are merged.
       eps: The :math:`\epsilon` of the transformation; another one gives wrong rates.
         It applies to every Adadelta in ``state``: if they have different ones, pass
-        their states one at a time. 8-bit states do not need it.
+        their states one at a time. 8-bit states without ``grad_eps`` do not need it.
+      grad_eps: That of the transformation, which stands beside :math:`E[g^2]` then.
       percentiles: Numbers from 0 to 100. If given, each leaf is summarized by these
         percentiles of its rates: ``(5, 50, 95)`` for the median and the central 90 %.
         For a leaf of more than 10,000 elements, they are those of a random sample of
@@ -81,7 +85,11 @@ def effective_learning_rate(
       >>> [f"{rate:.1e}" for rate in rates["w"]]
       ['3.8e-04', '3.2e-03', '6.0e-03']
     """
-    epsilon = number("eps", eps, POSITIVE)
+    numbers = Hyperparameters(
+        rho=0.0,
+        eps=number("eps", eps, POSITIVE),
+        grad_eps=None if grad_eps is None else number("grad_eps", grad_eps, BELOW_1E30),
+    )
     asked = None if percentiles is None else _checked(percentiles)
     found = [
         node
@@ -98,10 +106,10 @@ def effective_learning_rate(
     def rates_of(names: Sequence[str], path: KeyPath, *stored: jax.Array) -> Any:
         trees.check_stored(path, dict(zip(names, stored, strict=True)))
         if asked is None:
-            return _rates(stored, epsilon)
+            return accumulators.rates(stored, numbers)
         if 0 in stored[0].shape:
             return optax.MaskedNode()
-        return _percentiles(stored, epsilon, asked)
+        return _percentiles(stored, numbers, asked)
 
     return functools.reduce(
         _merge,
@@ -112,18 +120,12 @@ def effective_learning_rate(
     )
 
 
-def _rates(stored: accumulators.Stored, epsilon: recurrence.Scalar) -> jax.Array:
-    dtype = accumulators.arithmetic_dtype(stored[0].dtype)
-    c = recurrence.coefficients(0.0, epsilon, dtype)
-    return recurrence.rms_ratio(*accumulators.read(stored, dtype, c.eps), c)
-
-
 @jax.jit
 def _percentiles(
-    stored: accumulators.Stored, epsilon: recurrence.Scalar, asked: np.ndarray
+    stored: accumulators.Stored, numbers: Hyperparameters, asked: np.ndarray
 ) -> jax.Array:
     stored = tuple(_sample(jnp.atleast_1d(x)) for x in stored)
-    rates = _rates(stored, epsilon)
+    rates = accumulators.rates(stored, numbers)
     return jnp.percentile(rates, asked).astype(rates.dtype)
 
 

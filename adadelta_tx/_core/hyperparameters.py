@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 BELOW_1 = (lambda x: 0 <= x < 1, "in [0, 1)")
 POSITIVE = (lambda x: 0 < x < 1e30, "above 0 and below 1e30")
+BELOW_1E30 = (lambda x: 0 <= x < 1e30, "at least 0 and below 1e30")
 AT_LEAST_0 = (lambda x: 0 <= x < math.inf, "finite and at least 0")
 UP_TO_1 = (lambda x: 0 <= x <= 1, "in [0, 1]")
 NUMBERS = {"rho": BELOW_1, "epsilon": POSITIVE, "weight_decay": UP_TO_1}
@@ -52,7 +53,7 @@ def scalar(name: str, value: Any, in_range: Range) -> Any:
             )
         raise TypeError(f"{name} must be a real number, got {got}.{instead}")
     if isinstance(array, Tracer):
-        if name in ("rho", "eps") and array.dtype.itemsize < 4:
+        if name in ("rho", "eps", "grad_eps") and array.dtype.itemsize < 4:
             warnings.warn(
                 f"{name} is a traced {array.dtype}, which has too few digits: a rho of "
                 "0.999 becomes 1. With optax.inject_hyperparams, pass "

@@ -17,12 +17,16 @@ it. Here ``d`` goes first, and ``u`` recovers what it needs from the new ``d``::
 Substituting the second line into the third gives the paper's ``u``. All terms
 are non-negative, so nothing cancels.
 
-Where an accumulator is stored as ``a`` = 1 + ``s`` / ε and ``b`` = 1 + ``d`` / ε, the
-same numbers are::
+The ε beside ``s`` may be another one, ε_g: it is in the units of ``g²``, and where
+``s`` is small compared with it, the step is gradient descent. The other one is in the
+units of ``x²``.
 
-    a ← ρ a + (1 − ρ) + (1 − ρ) g² / ε
-    b ← ρ b + (1 − ρ) + (1 − ρ) g² / ε · b / a
-    u = g √((b − (1 − ρ)) / (ρ a + (1 − ρ) g² / ε))
+Where the accumulators are stored as ``a`` = 1 + ``s`` / ε_g and ``b`` = 1 + ``d`` / ε,
+the same numbers are::
+
+    a ← ρ a + (1 − ρ) + (1 − ρ) g² / ε_g
+    b ← ρ b + (1 − ρ) + (1 − ρ) g² / ε_g · b / a
+    u = g √(ε / ε_g) √((b − (1 − ρ)) / (ρ a + (1 − ρ) g² / ε_g))
 """
 
 from typing import NamedTuple
@@ -34,6 +38,14 @@ from jax import lax
 Scalar = float | jax.Array
 
 
+class Hyperparameters(NamedTuple):
+    """The numbers of the equations; without ``grad_eps``, it is ``eps``."""
+
+    rho: Scalar
+    eps: Scalar
+    grad_eps: Scalar | None = None
+
+
 class Coefficients(NamedTuple):
     """What the three equations multiply by and add, for one dtype."""
 
@@ -41,23 +53,32 @@ class Coefficients(NamedTuple):
     one_minus_rho: Scalar
     rho_d: Scalar
     eps: Scalar
+    grad_eps: Scalar
 
 
-def coefficients(rho: Scalar, eps: Scalar, dtype: jnp.dtype) -> Coefficients:
+def coefficients(
+    numbers: Hyperparameters, dtype: jnp.dtype, least_grad_eps: float = 0.0
+) -> Coefficients:
     """Prepare the hyperparameters for arithmetic in the real ``dtype``.
 
     At ρ = 0 the new ``d`` says nothing of the old one where ``g`` is 0, and the
     third equation is 0 / 0. In ``d`` alone, the rounding error squared is added
-    to ρ: that keeps it defined and changes no digit. ε has the least value for
+    to ρ: that keeps it defined and changes no digit. Each ε has at least the value for
     which the product of the two is a normal number.
     """
+    rho, eps, grad_eps = numbers
     info = jnp.finfo(dtype)
     tiny_rho = float(info.eps) ** 2
+    least = float(info.tiny) / tiny_rho
+    eps = _at_least(_in_dtype(eps, dtype), least)
+    if grad_eps is not None:
+        grad_eps = _at_least(_in_dtype(grad_eps, dtype), max(least, least_grad_eps))
     return Coefficients(
         rho=_in_dtype(rho, dtype),
         one_minus_rho=_in_dtype(1 - rho, dtype),
         rho_d=_in_dtype(rho, dtype) + tiny_rho,
-        eps=_at_least(_in_dtype(eps, dtype), float(info.tiny) / tiny_rho),
+        eps=eps,
+        grad_eps=eps if grad_eps is None else grad_eps,
     )
 
 
@@ -129,7 +150,7 @@ def new_share_x(
     """(1 − ρ) u², given the new ``s`` and the old ``d``."""
     # An inverse, not a quotient: GPUs need fewer instructions for it. The first
     # product is at most 1, so the second cannot overflow.
-    return share * (1 / (s + c.eps)) * (d + c.eps)
+    return share * (1 / (s + c.grad_eps)) * (d + c.eps)
 
 
 def next_e_x(share_x: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
@@ -138,14 +159,14 @@ def next_e_x(share_x: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
 
 
 def relative(c: Coefficients) -> Coefficients:
-    """With these, :func:`new_share` is (1 − ρ) g² / ε."""
-    return c._replace(one_minus_rho=c.one_minus_rho / c.eps)
+    """With these, :func:`new_share` is (1 − ρ) g² / ε_g."""
+    return c._replace(one_minus_rho=c.one_minus_rho / c.grad_eps)
 
 
 def next_pair(
     share: jax.Array, a: jax.Array, b: jax.Array, c: Coefficients
 ) -> tuple[jax.Array, jax.Array]:
-    """``a`` and ``b`` - 1 after a gradient, given (1 − ρ) g² / ε."""
+    """``a`` and ``b`` - 1 after a gradient, given (1 − ρ) g² / ε_g."""
     a = 1 + (c.rho * a - (c.rho - share))
     return a, b * (c.rho + share * (1 / a)) - c.rho
 
@@ -157,8 +178,10 @@ def update_of_pair(
     # At ρ = 0 this would be 0 / 0 where b is 1 and g is 0.
     numerator = b - _at_most(c.one_minus_rho, 1 - float(jnp.finfo(jnp.float32).eps))
     # 2^32 above b and 2^64 above a leave room for the product.
-    root = lax.rsqrt(numerator * (c.rho_d * a + share))
-    return _times(g, numerator * root)
+    factor = numerator * lax.rsqrt(numerator * (c.rho_d * a + share))
+    if c.grad_eps is not c.eps:
+        factor *= (c.eps / c.grad_eps) ** 0.5
+    return _times(g, factor)
 
 
 def update(
@@ -166,14 +189,14 @@ def update(
 ) -> jax.Array:
     """``u``, the update before its learning rate, given the new ``s`` and ``d``."""
     numerator = d + c.rho_d * c.eps
-    denominator = c.rho_d * (s + c.eps) + share
+    denominator = c.rho_d * (s + c.grad_eps) + share
     # Two roots: the quotient of a small d and a huge s underflows in float32.
     return _times(g, jnp.sqrt(numerator) / jnp.sqrt(denominator))
 
 
 def rms_ratio(s: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:
-    """RMS[Δx] / RMS[g], where RMS[·] = √(E[·²] + ε)."""
-    return jnp.sqrt(d + c.eps) / jnp.sqrt(s + c.eps)
+    """RMS[Δx] / RMS[g], where RMS[·] = √(E[·²] + ε), with ε_g in RMS[g]."""
+    return jnp.sqrt(d + c.eps) / jnp.sqrt(s + c.grad_eps)
 
 
 def _times(g: jax.Array, factor: jax.Array) -> jax.Array:

@@ -15,12 +15,13 @@ from adadelta_tx._core.decay import add_decayed_weights
 from adadelta_tx._core.hints import for_arguments
 from adadelta_tx._core.hyperparameters import (
     BELOW_1,
+    BELOW_1E30,
     POSITIVE,
     scalar,
     scalar_or_schedule,
     warn_of_unusual,
 )
-from adadelta_tx._core.recurrence import Decayed
+from adadelta_tx._core.recurrence import Decayed, Hyperparameters
 
 
 @for_arguments
@@ -28,6 +29,7 @@ def scale_by_adadelta(
     rho: ArrayLike = 0.95,
     eps: ArrayLike = 1e-6,
     *,
+    grad_eps: ArrayLike | None = None,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescale gradients as Adadelta does.
@@ -39,6 +41,8 @@ def scale_by_adadelta(
       rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
       eps: :math:`\epsilon`, added to both running averages under the roots,
         above 0 and below 1e30.
+      grad_eps: :math:`\epsilon_g`, added to E[g²] in its place, at least 0 and below
+        1e30. ``None`` means ``eps``, as in the paper.
       accumulator_dtype: Dtype of both running averages: uint8, bfloat16, float32 or
         float64, see :func:`adadelta_tx.adadelta`. ``None`` takes the parameter's,
         but at least float32, and the real one for a complex parameter.
@@ -69,7 +73,7 @@ def scale_by_adadelta(
       >>> [f"{u:.5f}" for u in updates["w"]]
       ['-0.00447', '0.00447']
     """
-    scaling = _scaling(rho, eps, accumulator_dtype)
+    scaling = _scaling(rho, eps, grad_eps, accumulator_dtype)
 
     def update_fn(
         updates: optax.Updates,
@@ -92,6 +96,7 @@ def adadelta(
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: PyTree = None,
     *,
+    grad_eps: ArrayLike | None = None,
     accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Adadelta optimizer.
@@ -103,19 +108,20 @@ def adadelta(
 
       \begin{align*}
         s_t &= \rho s_{t-1} + (1 - \rho) |g_t|^2 \\
-        u_t &= g_t \sqrt{(d_{t-1} + \epsilon) / (s_t + \epsilon)} \\
+        u_t &= g_t \sqrt{(d_{t-1} + \epsilon) / (s_t + \epsilon_g)} \\
         d_t &= \rho d_{t-1} + (1 - \rho) |u_t|^2 \\
         x_t &= x_{t-1} - \alpha u_t
       \end{align*}
 
     where :math:`s` = E[g²] and :math:`d` = E[Δx²] start at 0 and :math:`\alpha`
-    is the learning rate. They are computed in another order, in which each array is
+    is the learning rate; :math:`\epsilon_g` is :math:`\epsilon` unless ``grad_eps`` is
+    given. They are computed in another order, in which each array is
     updated in place. So a compiled step needs no temporary memory if state and
     parameters are donated and the parameters are real.
 
     Any finite gradient produces a finite update and state. A gradient too large for
     the accumulators, or infinite, counts as the largest that fits: about 9e18 for
-    float32 and bfloat16, 7e153 for float64, 2e9 √ε for uint8; half of that for the
+    float32 and bfloat16, 7e153 for float64, 2e9 √ε_g for uint8; half of that for the
     larger part of a complex number. A NaN stays a NaN; with uint8, the update is NaN
     once, and the codes become the largest. Wrap with :func:`optax.apply_if_finite` to
     skip such steps.
@@ -130,9 +136,15 @@ def adadelta(
         ``None`` means the same. (``optax.adadelta`` with ``None``, its default,
         does not flip the sign, so its updates climb the loss.)
       rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
-      eps: :math:`\epsilon`, above 0 and below 1e30. It has the units of
-        :math:`g^2` in one place and of :math:`x^2` in the other; its square root
-        sets the size of the first steps. In float32, less than 8e-25 counts as 8e-25.
+      eps: :math:`\epsilon`, above 0 and below 1e30, in the units of :math:`x^2`: its
+        square root sets the size of the first steps. In float32, less than 8e-25
+        counts as 8e-25.
+      grad_eps: :math:`\epsilon_g`, at least 0 and below 1e30. ``None`` means ``eps``,
+        as in the paper. It has the units of :math:`g^2`: where E[g²] is small compared
+        with it, the step is gradient descent at the learning rate. If it is small
+        compared with E[g²] everywhere, steps do not depend on the scale of the loss.
+        0 means the least that is safe: 8e-25 in float32, 5e-277 in float64, and 1e-16
+        with uint8, which suits gradients from about 1e-8 to 20.
       weight_decay: A number of at least 0 or a schedule. This times the parameters
         is added to the gradients before the scaling.
       weight_decay_mask: A tree of booleans with the parameters' structure or a
@@ -143,10 +155,10 @@ def adadelta(
         float64. ``None`` takes the parameter's, but at least float32, and the real
         one for a complex parameter. bfloat16 is rounded to nearest or, for ``rho``
         of at least 0.98, stochastically where the gradient is not 0. uint8 stores
-        8 bits each of 1 + E[g²] / ε and 1 + E[Δx²] / ε, rounded stochastically:
+        8 bits each of 1 + E[g²] / ε_g and 1 + E[Δx²] / ε, rounded stochastically:
         unbiased, while single elements are tens of percent off. The codes saturate at
-        RMS[Δx] = 63,000 √ε, and belong to one ``eps``: with another one they
-        mean other numbers. A restored state keeps its dtype.
+        RMS[Δx] = 63,000 √ε, and belong to one ``eps`` and ``grad_eps``:
+        with other ones they mean other numbers. A restored state keeps its dtype.
 
     Returns:
       An :class:`optax.GradientTransformationExtraArgs`. Its state has the
@@ -196,7 +208,7 @@ def adadelta(
     rate = scalar_or_schedule("learning_rate", rate)
     chain = optax.chain(
         add_decayed_weights(decay, weight_decay_mask),
-        _scaling(rho, eps, accumulator_dtype),
+        _scaling(rho, eps, grad_eps, accumulator_dtype),
         optax.scale_by_learning_rate(rate),
     )
     warn_of_unusual(
@@ -230,20 +242,27 @@ _advance = _compiled(accumulators.advance)
 
 
 def _scaling(
-    rho: ArrayLike, eps: ArrayLike, accumulator_dtype: DTypeLike | None
+    rho: ArrayLike,
+    eps: ArrayLike,
+    grad_eps: ArrayLike | None,
+    accumulator_dtype: DTypeLike | None,
 ) -> optax.GradientTransformation:
     """The scaling, of updates and states that fit."""
-    rho, eps = scalar("rho", rho, BELOW_1), scalar("eps", eps, POSITIVE)
+    numbers = Hyperparameters(
+        scalar("rho", rho, BELOW_1),
+        scalar("eps", eps, POSITIVE),
+        None if grad_eps is None else scalar("grad_eps", grad_eps, BELOW_1E30),
+    )
     requested = accumulators.check_requested(accumulator_dtype)
     names = accumulators.names_for(requested)
     # Leaves of one shape are traced once. What is compiled outside of any jit belongs
     # to this transformation and goes with it; numbers that are arrays are arguments.
-    if isinstance(rho, float) and isinstance(eps, float):
-        advance = _compiled(functools.partial(accumulators.advance, rho, eps))
+    if all(isinstance(x, float | None) for x in numbers):
+        advance = _compiled(functools.partial(accumulators.advance, numbers))
     else:
 
         def advance(*leaf: Any, **dtype: Any) -> tuple[jax.Array, ...]:
-            return _advance(rho, eps, *leaf, **dtype)
+            return _advance(numbers, *leaf, **dtype)
 
     def init_fn(params: optax.Params) -> optax.OptState:
         def zeros(path: KeyPath, leaf: Any) -> jax.Array:

@@ -35,6 +35,7 @@ def array(dtype=jnp.float32, shape=(SIZE,)):
 
 CHAINS = {
     "alone": adadelta_tx.adadelta(),
+    "two epsilons": adadelta_tx.adadelta(grad_eps=0.0),
     "small learning rate": adadelta_tx.adadelta(0.1),
     "clipped and decayed": optax.chain(
         optax.clip(1.0), adadelta_tx.adadelta(0.1, weight_decay=1e-4)

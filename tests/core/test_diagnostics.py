@@ -55,6 +55,19 @@ def test_eps_and_accumulator_dtype():
     chex.assert_trees_all_close(rates, expected(eps=1e-3), rtol=0.02)
 
 
+@pytest.mark.parametrize("percentiles", [None, (50,)])
+def test_two_epsilons(percentiles):
+    g = np.float32([1e-3])
+    tx = adadelta_tx.adadelta(eps=1e-4, grad_eps=1e-12)
+    _, state = tx.update(jnp.asarray(g), tx.init(g), g)
+    *_, (_, s, d) = textbook.adadelta([g], 0.95, 1e-4, grad_eps=1e-12)
+    got = adadelta_tx.effective_learning_rate(
+        state, 1e-4, grad_eps=1e-12, percentiles=percentiles
+    )
+    np.testing.assert_allclose(got, np.sqrt((d + 1e-4) / (s + 1e-12)), rtol=1e-5)
+    assert got[0] > 10 * adadelta_tx.effective_learning_rate(state, 1e-4)[0]
+
+
 def test_partition_with_frozen_parameters():
     tx = optax.partition(
         {"a": adadelta_tx.adadelta(), "frozen": optax.set_to_zero()},

@@ -126,6 +126,31 @@ def test_follows_the_textbook(rho, scale):
     assert energy[0] == pytest.approx(energy[1], rel=0.12)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("grad_eps", [None, 0.0, 1e-10])
+@pytest.mark.parametrize("dtype", ["uint8", "bfloat16"])
+def test_two_epsilons_follow_the_textbook(dtype, grad_eps, scale):
+    """On the average over elements, for gradients that 8 bits have room for."""
+    least = 1e-16 if dtype == "uint8" else 1e-24
+    used = EPS if grad_eps is None else max(grad_eps, least)
+    if dtype == "uint8" and scale > 1e9 * used**0.5:
+        scale = 1e8 * used**0.5
+    rng = np.random.default_rng(0)
+    gradients = (scale * rng.normal(size=(60, 1))).astype(np.float32)
+    many = np.repeat(gradients[:, :, None], 4096, axis=2)
+    tx = adadelta_tx.scale_by_adadelta(
+        0.95, EPS, grad_eps=grad_eps, accumulator_dtype=dtype
+    )
+    updates, state = run(tx, many)
+    want = list(textbook.adadelta(gradients, 0.95, EPS, grad_eps=used))
+    for u, (expected, _, _) in zip(updates, want, strict=True):
+        np.testing.assert_allclose(u.mean(), expected[0], rtol=0.05)
+    rates = adadelta_tx.effective_learning_rate(state, EPS, grad_eps=grad_eps)
+    *_, (_, s, d) = want
+    rate = np.sqrt((d[0] + EPS) / (s[0] + used))
+    np.testing.assert_allclose(jnp.mean(rates), rate, rtol=0.1)
+
+
 def test_noise_does_not_repeat():
     """Between values, elements, steps and the two accumulators."""
     n, noise = 4096, {}

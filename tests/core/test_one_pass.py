@@ -72,6 +72,7 @@ MIXED = {
 WITH = {
     "alone": {},
     "learning rate": {"learning_rate": 0.1},
+    "two epsilons": {"grad_eps": 0.0},
     "schedule": {"learning_rate": optax.linear_schedule(1.0, 0.1, 9)},
     "decay": {"weight_decay": 1e-4},
     "decay by schedule": {"weight_decay": optax.linear_schedule(1.0, 0.1, 9)},

@@ -122,6 +122,66 @@ def test_bfloat16_accumulators_stay_finite_and_near(gradients, rho):
         np.testing.assert_allclose(a, b, rtol=0.04, atol=1e-6)
 
 
+GRAD_EPS = st.one_of(
+    st.none(), st.just(0.0), st.floats(-24.0, 1.0).map(lambda n: 10.0**n)
+)
+
+
+@settings(max_examples=200)
+@given(gradients=gradient_runs(), rho=RHO, eps=EPS, grad_eps=GRAD_EPS)
+@example(
+    gradients=np.float32([[0.0], [1e-9], [0.0]] * 3), rho=0.0, eps=1e-6, grad_eps=0
+)
+@example(gradients=np.float32([[1.0]] + [[0.0]] * 49), rho=0.5, eps=1e-6, grad_eps=0.0)
+@example(gradients=np.float32([[3e38], [1e-12]]), rho=0.95, eps=1e-6, grad_eps=1e-20)
+@example(gradients=np.complex64([[3e38j], [1e-9]]), rho=0.95, eps=1e-6, grad_eps=0.0)
+def test_two_epsilons_equal_the_textbook(gradients, rho, eps, grad_eps):
+    real = gradients.real.dtype if gradients.dtype.kind == "c" else gradients.dtype
+    wide = real == np.float64
+    # Squares below the least normal number are 0 in float32 (1e-300 in float64).
+    kept = np.abs(gradients) > (1e-140 if wide else 1e-16)
+    gradients = np.where(kept, gradients, 0).astype(gradients.dtype)
+    least = 5e-277 if wide else 8.2718e-25
+    used = None if grad_eps is None else max(grad_eps, least)
+    with jax.enable_x64(wide):
+        tx = adadelta_tx.scale_by_adadelta(rho, eps, grad_eps=grad_eps)
+        fits = "float64" if wide else "float32"
+        want = textbook.adadelta(gradients, rho, eps, fits, used)
+        for got, expected in zip(run(tx, gradients), want, strict=True):
+            assert got[0].dtype == gradients.dtype
+            assert_textbook(got, expected, gradients.dtype, eps)
+
+
+SCALES = [1e-6, 1e-3, 1.0, 1e3, 1e6]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64", "float64"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_scale_of_the_loss_does_not_matter(scale, dtype):
+    """With a negligible ε_g, gradients times c give the same updates."""
+    with jax.enable_x64(dtype == "float64"):
+        rng = np.random.default_rng(0)
+        gradients = rng.normal(size=(40, 50)) * 10.0 ** rng.uniform(-2, 0, 50)
+        gradients = jnp.asarray(gradients).astype(dtype)
+        scaled = gradients * jnp.asarray(scale, dtype)
+        tx = adadelta_tx.scale_by_adadelta(grad_eps=0.0)
+        for (u, _, _), (v, _, _) in zip(
+            run(tx, gradients), run(tx, scaled), strict=True
+        ):
+            exact = dtype != "bfloat16"  # the product is rounded
+            u, v = (np.asarray(x).astype(np.complex128) for x in (u, v))
+            np.testing.assert_allclose(v, u, rtol=1e-4 if exact else 0.05)
+
+
+def test_with_one_epsilon_it_does():
+    """What the property above would find."""
+    gradients = np.full((5, 1), 1e-3, np.float32)
+    tx = adadelta_tx.scale_by_adadelta()
+    *_, (u, _, _) = run(tx, gradients)
+    *_, (v, _, _) = run(tx, gradients * np.float32(1e-3))
+    assert v[0] < 0.01 * u[0]
+
+
 def test_large_parameter_moves_again_after_a_huge_gradient():
     tx = adadelta_tx.scale_by_adadelta()
     gradients = np.float32([[np.finfo(np.float32).max]] + [[1.0]] * 2500)

@@ -26,9 +26,10 @@ MAKERS = [adadelta_tx.adadelta, adadelta_tx.scale_by_adadelta]
 def test_arguments_are_optax_arguments():
     ours = list(inspect.signature(adadelta_tx.adadelta).parameters.values())
     theirs = inspect.signature(optax.adadelta).parameters.values()
-    assert [p.name for p in ours] == [*(p.name for p in theirs), "accumulator_dtype"]
-    assert [p.default for p in ours] == [1.0, 0.95, 1e-6, 0.0, None, None]
-    assert ours[-1].kind is inspect.Parameter.KEYWORD_ONLY
+    more = ["grad_eps", "accumulator_dtype"]
+    assert [p.name for p in ours] == [*(p.name for p in theirs), *more]
+    assert [p.default for p in ours] == [1.0, 0.95, 1e-6, 0.0, None, None, None]
+    assert {p.kind for p in ours[-2:]} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_state_is_optax_state():
@@ -64,6 +65,17 @@ def test_eps_out_of_range(make, value):
         make(eps=value)
 
 
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("value", [-1e-9, float("nan"), 1e30, float("inf")])
+def test_grad_eps_out_of_range(make, value):
+    message = f"grad_eps must be at least 0 and below 1e30, got {value}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(grad_eps=value)
+    state = make().init(1.0)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        adadelta_tx.effective_learning_rate(state, grad_eps=value)
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 def test_learning_rate_and_weight_decay_out_of_range(name, value):
@@ -71,7 +83,9 @@ def test_learning_rate_and_weight_decay_out_of_range(name, value):
         adadelta_tx.adadelta(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "rho", "eps", "weight_decay"])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "rho", "eps", "grad_eps", "weight_decay"]
+)
 @pytest.mark.parametrize("value", ["0.5", True, 0.5j, np.ones(2), [0.5]])
 def test_not_a_number(name, value):
     listed_rate = isinstance(value, list) and name in ("learning_rate", "weight_decay")
