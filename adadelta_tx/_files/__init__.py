@@ -47,12 +47,7 @@ def write(
 
 @contextmanager
 def reading(filename: StrPath) -> Iterator[Description]:
-    """What a file says of itself, while it is open.
-
-    Raises:
-      CheckpointError: For whatever goes wrong meanwhile, with the file's name.
-      OSError: If the file cannot be opened.
-    """
+    """What a file says of itself, while it is open."""
     form = _format(filename)
     shapes = getattr(form, "shapes", lambda shape: [shape])
     if os.path.exists(filename) and not os.path.isfile(filename):

@@ -54,11 +54,7 @@ class Description(NamedTuple):
     numbers: Mapping[str, Any] | None = None
 
     def array(self, name: str, like: Any) -> np.ndarray:
-        """A variable's array, if it can become one of the dtype and shape of another.
-
-        Raises:
-          CheckpointError: If it cannot, or is not what was written.
-        """
+        """A variable's array, if it can become one of the dtype and shape of another."""
         entry, ours = looked_at(self.variables, name), self.owner is not None
         fits = entry.dtype == like.dtype if ours else _widens(entry.dtype, like.dtype)
         shapes = [like.shape] if ours else self.shapes(like.shape)
@@ -79,11 +75,7 @@ class Description(NamedTuple):
 def entries_of(
     header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The entries of a file of ours.
-
-    Raises:
-      ValueError: If two names become one.
-    """
+    """The entries of a file of ours."""
     entries, variables = {_HEADER: np.zeros(0, np.uint8)}, {}
     for key, array in arrays.items():
         if (name := _entry_name(key)) in entries:
@@ -96,11 +88,7 @@ def entries_of(
 
 
 def described(file: BinaryIO, entries: Entries, shapes: Shapes) -> Description:
-    """What an open file says of itself.
-
-    Raises:
-      CheckpointError: If it was one of ours, but is not what was written any more.
-    """
+    """What an open file says of itself."""
     size = os.fstat(file.fileno()).st_size
     end = exactly(file, max(0, size - len(_SEAL) - 32), min(size, len(_SEAL)))
     if _HEADER not in entries:

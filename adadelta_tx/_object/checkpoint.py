@@ -130,9 +130,6 @@ def match(
 
     An optimizer's own variables are the ``leaves`` called ``name.key``, its schedule's
     those called ``schedule.key``. ``others`` have the same names in the file.
-
-    Raises:
-      CheckpointError: If the file is of another optimizer, or of other variables.
     """
     names, warnings = file.variables, []
     own, counters = (
