@@ -32,7 +32,7 @@ class Schedule(schedules.Schedule, CallBasedScheduler, _Named):
     def _start(self, type_: str) -> None:
         with lock:
             bm.BrainPyObject.__init__(self, self.unique_name(type_=type_))
-        schedules.track_like({"": bm.Variable(0.0)}, self)
+        schedules.track_like({"": bm.Variable(self.last_call.value)}, self)
 
 
 class Adadelta(optimizer.Adadelta, Optimizer, _Named):

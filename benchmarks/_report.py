@@ -1,17 +1,21 @@
 """What every benchmark shares: its options, what it times, prints and writes."""
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import platform
 import random
+import re
 import sys
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +24,11 @@ import optax
 
 RESULTS = Path("results")
 """Where results go by default; the documentation's are in benchmarks/results."""
+
+OPTION = "xla_cpu_use_multi_output_fusion"
+"""XLA's: one loop for several results."""
+WITH = "with the option"
+"""A column of tables."""
 
 
 class _Help(
@@ -60,10 +69,17 @@ def parser(
 
 def environment() -> dict[str, Any]:
     """Versions and machine, as they are kept with each result."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    machine = (
+        platform.machine(),
+        f"{os.cpu_count()} cores",
+        " ".join(platform.libc_ver()).strip(),  # whose malloc it is; empty on a Mac
+        tunables and f"GLIBC_TUNABLES={tunables}",
+    )
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("jax", "jaxlib", "optax", "numpy")},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": ", ".join(filter(None, machine)),
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
     }
 
@@ -93,11 +109,13 @@ class Timed(NamedTuple):
     """Returns when the step is done."""
     params: Callable[[], Sequence[Any]]
     """What it has trained."""
-    before: Callable[[], Any] = lambda: None
-    """What has to be done before each step, and is not timed."""
     state_bytes: int | None = None
     temporary_bytes: int | None = None
     total_bytes: int | None = None
+    kernels: int | None = None
+    """Those that make arrays."""
+    compile_seconds: float | None = None
+    """Tracing and compiling."""
 
 
 def timed_jax(
@@ -108,29 +126,24 @@ def timed_jax(
     donate: tuple[int, ...] = (0, 1),
 ) -> Timed:
     """A compiled ``update(params, state, inputs)``, which donates those arguments."""
+    start = time.perf_counter()
     step = jax.jit(update, donate_argnums=donate)
-    with warnings.catch_warnings():  # four arrays are given for three
-        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-        compiled = step.lower(params, state, inputs).compile()
+    compiled = step.lower(params, state, inputs).compile()
+    compile_seconds = time.perf_counter() - start
     carry = jax.tree.map(jnp.array, (params, state))
-    given = inputs
-
-    def before() -> None:
-        nonlocal given
-        if 2 in donate:
-            given = jax.block_until_ready(jax.tree.map(jnp.array, inputs))
 
     def one() -> None:
         nonlocal carry
-        carry = jax.block_until_ready(compiled(*carry, given))
+        carry = jax.block_until_ready(compiled(*carry, inputs))
 
     return Timed(
         one,
         lambda: jax.tree.leaves(carry[0]),
-        before,
         sum(x.nbytes for x in jax.tree.leaves(state)),
         temporary_bytes(compiled),
         total_bytes(compiled),
+        array_kernels(compiled),
+        compile_seconds,
     )
 
 
@@ -148,13 +161,72 @@ def interleaved(
         for name in order.sample([*all_timed], len(all_timed)):
             timed = all_timed[name]
             for repetition in range(3):
-                timed.before()
                 start = time.perf_counter()
                 timed.step()
                 if repetition:
                     seconds[name].append(time.perf_counter() - start)
         progress.update()
     return seconds
+
+
+@contextlib.contextmanager
+def new_process(**environment: str) -> Iterator[ProcessPoolExecutor]:
+    """Runs functions in one that starts with these variables."""
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        mock.patch.dict(os.environ, environment),
+        ProcessPoolExecutor(1, spawn) as processes,
+    ):
+        yield processes
+
+
+def without_and_with(
+    measure: Callable[..., list[dict[str, Any]]],
+    *arguments: Any,
+    pairs: int,
+    progress: Any,
+) -> list[dict[str, Any]]:
+    """Rows of ``measure(*arguments)`` without XLA's option, then those with it.
+
+    XLA reads its flags once. So each run has a process of its own, one without and one
+    with the option for each pair, one after the other. Lists in a row are what was
+    measured: those of all pairs are joined.
+    """
+    runs: dict[bool, list[list[dict[str, Any]]]] = {False: [], True: []}
+    for pair in range(pairs):
+        for option in sorted(runs, reverse=pair % 2 == 1):
+            named = "with" if option else "without"
+            progress.set_description(f"{named} XLA's option, {pair + 1} of {pairs}")
+            flags = f"--xla_backend_extra_options={OPTION}" if option else ""
+            with new_process(XLA_FLAGS=flags) as process:
+                runs[option].append(process.submit(measure, *arguments).result())
+            progress.update()
+    return [
+        {"option": option, **_joined(same)}
+        for option, found in runs.items()
+        for same in zip(*found, strict=True)
+    ]
+
+
+def _joined(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row in place of several that differ in their lists."""
+    return {
+        key: [x for row in rows for x in row[key]] if isinstance(value, list) else value
+        for key, value in rows[0].items()
+    }
+
+
+def in_milliseconds(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the statistics of its ``seconds`` in place of these."""
+    rest = {key: value for key, value in row.items() if key != "seconds"}
+    return {**rest, **milliseconds(row["seconds"])}
+
+
+def array_kernels(compiled: jax.stages.Compiled) -> int:
+    """How many loops of a program for a CPU make arrays, copies included."""
+    made = r" = (\S+|\(.*?\)) (?:fusion|copy|call)\("
+    shapes = re.findall(made, compiled.as_text() or "")
+    return sum(bool(re.search(r"\[\d", shape)) for shape in shapes)
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:
@@ -214,10 +286,17 @@ def command(name: str) -> str:
     return " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
 
 
-def write(folder: Path, name: str, results: Any) -> Path:
-    """Writes results as JSON, with the command and the environment."""
+def write(folder: Path, name: str, results: Any, **more: str) -> Path:
+    """Writes results as JSON, with the command and the environment.
+
+    Args:
+      folder: Where to.
+      name: The benchmark's.
+      results: What it found.
+      **more: Versions of other libraries, and a ``note``, for below the tables.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    document = {"command": command(name), **environment(), "results": results}
+    document = {"command": command(name), **environment(), **more, "results": results}
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path

@@ -1,10 +1,15 @@
 """Times one optimizer step, compared with other implementations of Adadelta.
 
 A step takes given gradients and changes float32 parameters and state, which are
-donated, or changed in place if the library does that. In each round, each
-implementation takes three steps, of which the last two are timed: the first one pays
-for what the others left in the caches. The tables show medians. The gradients are not
-donated, except in the rows that say so.
+donated, or changed in place if the library does that; gradients are not donated. In
+each round, each implementation takes three steps, of which the last two are timed: the
+first one pays for what the others left in the caches. The tables show medians.
+
+Two cases are measured without and with XLA's option for several results in one loop
+(``xla_cpu_use_multi_output_fusion``): each in its own process, three of each kind, one
+after the other, and all implementations alternately in each. "Times as fast as optax"
+compares with optax without the option. Compiling includes tracing; each process does it
+once.
 
 The limit is the time to move the 28 bytes per parameter that a step must move (it reads
 g, s, d and x, and writes s, d and x), at the speed of an in-place pass over as many
@@ -13,46 +18,57 @@ numbers, measured in the same rounds. There is no limit for arrays that fit in a
 Memory that a step allocates costs page faults, unless the allocator keeps it from one
 step to the next. So the step is timed again with each of three settings of glibc's
 malloc, each in a new process, with and without donated parameters and state.
-
-Tracing and compiling a step is timed once in each of several new processes, because it
-happens once in a training run.
 """
 
-import contextlib
-import functools
-import multiprocessing
 import os
 import resource
 import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from tqdm import tqdm
 
-import adadelta_tx
 from benchmarks import _pictures as pictures
 from benchmarks import _report as report
+from benchmarks._implementations import (
+    AT_RANDOM,
+    COMPILED,
+    IMPLEMENTATIONS,
+    LOW,
+    OPTAX,
+    OURS,
+    TRANSFORMATIONS,
+    in_place_pass,
+    of_optax,
+)
 
-RHO, EPS = 0.95, 1e-6
-OURS, LOW, OPTAX = "adadelta_tx", "adadelta_tx, bfloat16 state", "optax"
-SIZES = (10**4, 10**5, 10**6, 10**7, 3 * 10**7, 10**8)
-LEAVES = (10, 100, 500)
-OF_LEAVES = 2_000_000
-REFERENCE = 3 * 10**7
+
+class Case(NamedTuple):
+    """Parameters in leaves of one size, and how many rounds to time them."""
+
+    parameters: int
+    leaves: int
+    rounds: int
+
+
+OF_LEAVES = 500 * 64 * 64
+SINGLE = (
+    *(Case(n, 1, min(30, 12 * 10**7 // n)) for n in (10**4, 10**5, 10**6, 10**7)),
+    *(Case(OF_LEAVES, n, 30) for n in (10, 100)),
+)
+"""Measured without the option."""
+BOTH = (Case(3 * 10**7, 1, 5), Case(OF_LEAVES, 500, 8))
+"""Measured without and with it, in several pairs of processes."""
+PAIRS = 3
 MOST_COMPILED = 100
 """Leaves; for 500, torch.compile takes minutes on a CPU."""
 LIMIT, LIMIT_FROM = "limit", 10**7
 STEP_BYTES, PASS_BYTES = 28, 8
-TUNABLES, KEPT = "GLIBC_TUNABLES", "memory kept"
+KEPT = "memory kept"
 ALLOCATORS = {
     "default": "",
     "huge pages": "glibc.malloc.hugetlb=1",
@@ -61,152 +77,38 @@ ALLOCATORS = {
 }
 """``GLIBC_TUNABLES``. Threads but the first allocate in arenas, which keep no large
 memory: hence one arena."""
-ALLOCATED = (10**6, 10**7, REFERENCE)
-
-Make = Callable[[list[np.ndarray], list[np.ndarray]], report.Timed]
-
-
-def of_optax(
-    tx: optax.GradientTransformation, donate: tuple[int, ...] = (0, 1)
-) -> Make:
-    """An optax transformation; parameters, state and gradients may be donated."""
-
-    def make(params: list[np.ndarray], grads: list[np.ndarray]) -> report.Timed:
-        start, given = jax.tree.map(jnp.asarray, (params, grads))
-        update = report.step_of(tx)
-        return report.timed_jax(update, start, tx.init(start), given, donate)
-
-    return make
-
-
-def of_keras(params: list[np.ndarray], grads: list[np.ndarray]) -> report.Timed:
-    """Keras on JAX, through its stateless interface, compiled."""
-    os.environ["KERAS_BACKEND"] = "jax"
-    import keras  # pyright: ignore[reportMissingImports]: not in the test extra
-
-    optimizer = keras.optimizers.Adadelta(1.0, rho=RHO, epsilon=EPS)
-    optimizer.build([keras.Variable(x) for x in params])
-
-    def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        return optimizer.stateless_apply(state, grads, params)
-
-    start, given = jax.tree.map(jnp.asarray, (params, grads))
-    state = [variable.value for variable in optimizer.variables]
-    return report.timed_jax(update, start, state, given)
-
-
-def of_brainpy(
-    compiled: bool, params: list[np.ndarray], grads: list[np.ndarray]
-) -> report.Timed:
-    """BrainPy's object, operation by operation or under ``bm.jit``."""
-    import brainpy as bp
-    import brainpy.math as bm
-
-    variables: dict[str, Any] = {
-        f"w{i}": bm.TrainVar(jnp.array(x)) for i, x in enumerate(params)
-    }
-    optimizer = bp.optim.Adadelta(1.0, variables, epsilon=EPS, rho=RHO)
-    given = {f"w{i}": jnp.asarray(g) for i, g in enumerate(grads)}
-    update = bm.jit(optimizer.update) if compiled else optimizer.update
-
-    def step() -> None:
-        update(given)
-        jax.block_until_ready([variable.value for variable in variables.values()])
-
-    return report.Timed(
-        step, lambda: [variable.value for variable in variables.values()]
-    )
-
-
-def of_torch(
-    compiled: bool, params: list[np.ndarray], grads: list[np.ndarray]
-) -> report.Timed:
-    """torch.optim.Adadelta, foreach, eager or under ``torch.compile``."""
-    import torch  # pyright: ignore[reportMissingImports]: not in the test extra
-
-    torch.compiler.reset()
-    device = "cuda" if jax.devices()[0].platform == "gpu" else "cpu"
-    variables = [torch.nn.Parameter(torch.tensor(x, device=device)) for x in params]
-    for variable, g in zip(variables, grads, strict=True):
-        variable.grad = torch.tensor(g, device=device)
-    optimizer = torch.optim.Adadelta(variables, 1.0, RHO, EPS, foreach=True)
-    update = torch.compile(optimizer.step) if compiled else optimizer.step
-
-    def step() -> None:
-        update()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return report.Timed(step, lambda: [v.detach().cpu().numpy() for v in variables])
-
-
-def in_place_pass(params: list[np.ndarray]) -> report.Timed:
-    """Reads and writes as many numbers as there are parameters."""
-    x = jnp.concatenate([jnp.ravel(x) for x in params])
-    scale = jax.jit(lambda x: x * 0.999, donate_argnums=0)
-
-    def step() -> None:
-        nonlocal x
-        x = jax.block_until_ready(scale(x))
-
-    return report.Timed(step, lambda: [])
-
-
-TRANSFORMATIONS = {
-    OURS: adadelta_tx.adadelta(1.0, RHO, EPS),
-    LOW: adadelta_tx.adadelta(1.0, RHO, EPS, accumulator_dtype=jnp.bfloat16),
-    OPTAX: optax.adadelta(1.0, RHO, EPS),
-}
-AT_RANDOM = {
-    f"{LOW}, rho 0.99": adadelta_tx.adadelta(
-        1.0, 0.99, EPS, accumulator_dtype=jnp.bfloat16
-    ),
-    "adadelta_tx, 8-bit state": adadelta_tx.adadelta(
-        1.0, RHO, EPS, accumulator_dtype=jnp.uint8
-    ),
-}
-IMPLEMENTATIONS: dict[str, Make] = {
-    **{name: of_optax(tx) for name, tx in TRANSFORMATIONS.items()},
-    "Keras": of_keras,
-    "BrainPy": functools.partial(of_brainpy, False),
-    "bm.jit": functools.partial(of_brainpy, True),
-    "torch": functools.partial(of_torch, False),
-    "torch.compile": functools.partial(of_torch, True),
-}
-DONATED = {
-    name: of_optax(TRANSFORMATIONS[name], donate=(0, 1, 2)) for name in (OURS, OPTAX)
-}
+ALLOCATED = (10**6, 10**7, 3 * 10**7)
 
 
 def arrays(parameters: int, leaves: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Parameters of zeros and gradients, in leaves of one size."""
-    shape = (parameters // leaves,)
+    size = parameters // leaves
+    shape = (size,) if leaves == 1 else (size // 64, 64)
     rng = np.random.default_rng(0)
     grads = [rng.standard_normal(shape, np.float32) for _ in range(leaves)]
     return [np.zeros(shape, np.float32) for _ in grads], grads
 
 
-def measure(
-    makers: dict[str, Make], parameters: int, leaves: int, rounds: int, progress: Any
-) -> list[dict[str, Any]]:
-    """One row an implementation, and one for the limit.
+def measure(names: Iterable[str], case: Case, progress: Any) -> list[dict[str, Any]]:
+    """One row an implementation, and one for the limit; ``seconds`` of each step.
 
     Raises:
       AssertionError: If an implementation does not give the numbers that ours gives.
     """
+    parameters, leaves, rounds = case
     params, grads = arrays(parameters, leaves)
-    if leaves > MOST_COMPILED and jax.devices()[0].platform == "cpu":
-        makers = {k: make for k, make in makers.items() if k != "torch.compile"}
     made = {}
-    for name, make in makers.items():
+    for name in names:
+        if name == COMPILED and leaves > MOST_COMPILED:
+            continue
         progress.set_description(f"{parameters:,} in {leaves}: {name}")
-        made[name] = timed = make(params, grads)
+        made[name] = timed = IMPLEMENTATIONS[name](params, grads)
         for _ in range(2):
-            timed.before()
             timed.step()
-        for ours, theirs in zip(made[OURS].params(), timed.params(), strict=True):
+        if name not in AT_RANDOM:
             tolerance = 0.02 if name == LOW else 1e-4
-            np.testing.assert_allclose(theirs, ours, rtol=tolerance, err_msg=name)
+            for ours, theirs in zip(made[OURS].params(), timed.params(), strict=True):
+                np.testing.assert_allclose(theirs, ours, rtol=tolerance, err_msg=name)
     if parameters >= LIMIT_FROM:
         made[LIMIT] = in_place_pass(params)
         made[LIMIT].step()
@@ -218,12 +120,28 @@ def measure(
             "implementation": name,
             "parameters": parameters,
             "leaves": leaves,
-            **report.milliseconds(seconds[name]),
+            "seconds": seconds[name],
+            "compile_seconds": [timed.compile_seconds] if timed.kernels else None,
             "state_bytes": timed.state_bytes,
             "temporary_bytes": timed.temporary_bytes,
+            "kernels": timed.kernels,
         }
         for name, timed in made.items()
     ]
+
+
+def measure_all(names: Sequence[str], cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """The rows of several cases, for a process of its own."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    with tqdm(disable=True) as progress:
+        return [row for case in cases for row in measure(names, case, progress)]
+
+
+def in_milliseconds(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it is kept: medians in place of what was measured."""
+    seconds = row.pop("compile_seconds")
+    compile_ms = 1e3 * statistics.median(seconds) if seconds else None
+    return {**report.in_milliseconds(row), "compile_ms": compile_ms}
 
 
 def measure_here(parameters: int, rounds: int) -> list[dict[str, Any]]:
@@ -259,22 +177,6 @@ def page_faults(step: Callable[[], Any]) -> float:
     return statistics.median(counts)
 
 
-@contextlib.contextmanager
-def new_process(tunables: str = "") -> Iterator[ProcessPoolExecutor]:
-    """Runs functions in one; glibc reads its tunables when a process starts."""
-    there = os.environ.get(TUNABLES)
-    if tunables:
-        os.environ[TUNABLES] = tunables
-    try:
-        new = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, new) as processes:
-            yield processes
-    finally:
-        os.environ.pop(TUNABLES, None)
-        if there is not None:
-            os.environ[TUNABLES] = there
-
-
 def allocation(
     sizes: Iterable[int], rounds: int, progress: Any
 ) -> list[dict[str, Any]]:
@@ -283,47 +185,11 @@ def allocation(
     for size in sizes:
         for name, tunables in ALLOCATORS.items():
             progress.set_description(f"{size:,}: memory allocation {name}")
-            with new_process(tunables) as process:
+            with report.new_process(GLIBC_TUNABLES=tunables) as process:
                 found = process.submit(measure_here, size, rounds).result()
             rows += [{"allocator": name, **row} for row in found]
             progress.update()
     return rows
-
-
-def compile_once(name: str, leaves: int) -> tuple[float, float]:
-    """Seconds to trace and to compile a step of that many leaves."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    tx = (TRANSFORMATIONS | AT_RANDOM)[name]
-    params, grads = jax.tree.map(jnp.asarray, arrays(OF_LEAVES, leaves))
-    state = jax.block_until_ready(tx.init(params))
-    step = jax.jit(report.step_of(tx), donate_argnums=(0, 1))
-    start = time.perf_counter()
-    lowered = step.lower(params, state, grads)
-    traced = time.perf_counter()
-    lowered.compile()
-    return traced - start, time.perf_counter() - traced
-
-
-def compilation(
-    names: Iterable[str], leaves: int, rounds: int, progress: Any
-) -> list[dict[str, Any]]:
-    """One row for each of these transformations."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name, pairs in times.items():
-            progress.set_description(f"{leaves} leaves: compiling {name}")
-            with new_process() as process:
-                pairs.append(process.submit(compile_once, name, leaves).result())
-        progress.update()
-    return [
-        {
-            "implementation": name,
-            "leaves": leaves,
-            "trace_ms": report.milliseconds([trace for trace, _ in pairs])["median_ms"],
-            **report.milliseconds([sum(pair) for pair in pairs]),
-        }
-        for name, pairs in times.items()
-    ]
 
 
 def label(row: dict[str, Any]) -> str:
@@ -338,10 +204,11 @@ def short(ms: float) -> str:
 
 
 def times_table(rows: list[dict[str, Any]]) -> str:
-    """A row an implementation, a column a case."""
+    """A row an implementation, a column a case; all without the option."""
     cases: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        cases.setdefault(label(row), {})[row["implementation"]] = row
+    for row in sorted(rows, key=lambda row: (row["leaves"], row["parameters"])):
+        if not row["option"]:
+            cases.setdefault(label(row), {})[row["implementation"]] = row
     names = dict.fromkeys(row["implementation"] for row in rows)
     return report.table(
         ["step, ms", *cases],
@@ -358,34 +225,67 @@ def times_table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def detail_table(title: str, rows: list[dict[str, Any]]) -> str:
-    """One case: a row an implementation."""
-    medians = {row["implementation"]: row["median_ms"] for row in rows}
+def by_option(rows: list[dict[str, Any]], case: str) -> dict[str, list[dict[str, Any]]]:
+    """Of a case: each implementation's row without the option, and that with it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if label(row) == case:
+            found.setdefault(row["implementation"], []).append(row)
+    return found
 
-    def count(number: int | None) -> str:
-        return "" if number is None else f"{number:,}"
 
+def option_table(case: str, rows: dict[str, list[dict[str, Any]]]) -> str:
+    """One case: the time of a step."""
+    medians = {name: [row["median_ms"] for row in both] for name, both in rows.items()}
+    optax, _ = medians[OPTAX]
+    header = [
+        case,
+        "ms",
+        report.WITH,
+        "with / without",
+        "times as fast as optax",
+        report.WITH,
+    ]
+    lines = [
+        [
+            name,
+            *map(short, both),
+            f"{both[1] / both[0]:.2f}",
+            *(f"{optax / ms:.2f}" for ms in both),
+        ]
+        for name, both in medians.items()
+    ]
+    if COMPILED in medians:
+        header += [f"ms / {COMPILED}'s", report.WITH]
+        for line, both in zip(lines, medians.values(), strict=True):
+            pairs = zip(both, medians[COMPILED], strict=True)
+            line += [f"{ms / compiled:.2f}" for ms, compiled in pairs]
+    return report.table(header, lines)
+
+
+def program_table(case: str, rows: dict[str, list[dict[str, Any]]]) -> str:
+    """One case: what XLA has compiled, with bytes per parameter."""
     return report.table(
         [
-            title,
-            "median ms",
-            "range ms",
-            "times ours",
-            "times the limit",
-            "state bytes",
+            f"{case}, the program",
+            "bytes of state",
             "temporary bytes",
+            report.WITH,
+            "array kernels",
+            report.WITH,
+            "ms to compile",
+            report.WITH,
         ],
         [
             [
-                row["implementation"],
-                short(row["median_ms"]),
-                f"{short(row['fastest_ms'])} to {short(row['slowest_ms'])}",
-                f"{row['median_ms'] / medians[OURS]:.2f}",
-                f"{row['median_ms'] / medians[LIMIT]:.2f}" if LIMIT in medians else "",
-                count(row["state_bytes"]),
-                count(row["temporary_bytes"]),
+                name,
+                f"{both[0]['state_bytes'] / both[0]['parameters']:.0f}",
+                *(f"{row['temporary_bytes'] / row['parameters']:.1f}" for row in both),
+                *(f"{row['kernels']:,}" for row in both),
+                *(short(row["compile_ms"]) for row in both),
             ]
-            for row in rows
+            for name, both in rows.items()
+            if both[0]["kernels"]
         ],
     )
 
@@ -421,70 +321,57 @@ def allocation_table(rows: list[dict[str, Any]]) -> str:
 
 
 def summary(results: dict[str, list[dict[str, Any]]]) -> str:
-    """All cases; one in detail, its gradients kept and donated; memory; compiling."""
-    case = label(results["donated"][0])
-    parts = [
-        times_table(results["steps"]),
-        detail_table(case, [r for r in results["steps"] if label(r) == case]),
-        detail_table(f"{case}, gradients donated", results["donated"]),
-        allocation_table(results["allocation"]),
-        report.table(
-            ["to compile a step", "leaves", "trace ms", "median ms", "range ms"],
-            [
-                [
-                    row["implementation"],
-                    str(row["leaves"]),
-                    short(row["trace_ms"]),
-                    short(row["median_ms"]),
-                    f"{short(row['fastest_ms'])} to {short(row['slowest_ms'])}",
-                ]
-                for row in results["compilation"]
-            ],
-        ),
-    ]
-    return "\n\n".join(parts)
+    """All cases; those with the option; the settings of malloc."""
+    steps = results["steps"]
+    parts = [times_table(steps)]
+    for case in dict.fromkeys(label(row) for row in steps if row["option"]):
+        rows = by_option(steps, case)
+        parts += [option_table(case, rows), program_table(case, rows)]
+    return "\n\n".join([*parts, allocation_table(results["allocation"])])
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws the times of a step on one leaf, as multiples of the limit."""
-    single = [row for row in rows if row["leaves"] == 1]
-    sizes = [row["parameters"] for row in single if row["implementation"] == LIMIT]
-    size = REFERENCE if REFERENCE in sizes else sizes[-1]
-    medians = {
-        row["implementation"]: row["median_ms"]
-        for row in single
-        if row["parameters"] == size
+    """Draws bars: how many times as fast as optax's a step on one leaf is."""
+    one = next(row for row in rows if row["option"] and row["leaves"] == 1)
+    cells = by_option(rows, label(one))
+    times = {
+        (name, option): cells[OPTAX][0]["median_ms"] / row["median_ms"]
+        for name in ("torch", "Keras", OPTAX, OURS, COMPILED)
+        for option, row in enumerate(cells.get(name, ()))
+        if option == 0 or name in (OURS, OPTAX)
     }
-    limit = medians.pop(LIMIT)
-    names = sorted(medians, key=lambda name: -medians[name])
-    times = [medians[name] / limit for name in names]
+    bars = sorted(times, key=lambda bar: times[bar])
     figure = pictures.figure(
-        1.1 + 0.3 * len(names),
-        "Time of one step, as a multiple of the memory-bandwidth limit",
+        1.0 + 0.36 * len(bars),
+        f"Speed of one step on {one['parameters'] // 10**6} million float32 "
+        "parameters, on a CPU",
     )
     axes = figure.subplots()
-    axes.hlines(names, 1, times, color="0.6", linewidth=2)
-    for name, x in zip(names, times, strict=True):
-        bold = "bold" if name == OURS else "normal"
-        color, marker = ("black", "o") if name == OURS else ("0.4", "s")
-        axes.plot(x, name, marker, color=color, markersize=8)
+    for i, (name, option) in enumerate(bars):
+        ours = name == OURS
+        axes.barh(
+            i,
+            times[name, option],
+            color="black" if ours else "0.75",
+            edgecolor="0.75" if ours else "0.4",
+            hatch="///" if option else None,
+        )
+        text = f"{times[name, option]:.1f}"
         axes.annotate(
-            f"{x:.1f}", (x, name), (9, 0), textcoords="offset points", va="center"
-        ).set_fontweight(bold)
-        axes.get_yticklabels()[names.index(name)].set_fontweight(bold)
-    axes.axvline(1, color="black", linestyle="--", linewidth=1)
-    text = "limit: 28 bytes per parameter"
-    axes.annotate(text, (1.04, len(names) - 0.45), fontsize=9, va="center")
-    axes.set(
-        xscale="log",
-        xlabel=f"{size // 10**6} million float32 parameters in one leaf; log scale",
-        xlim=(min(0.8, 0.9 * min(times)), 1.6 * max(times)),
-        ylim=(-0.5, len(names) - 0.1),
+            text, (times[name, option], i), (5, 0), textcoords="offset points"
+        ).set(va="center", fontweight="bold" if ours else "normal")
+    axes.set_yticks(
+        range(len(bars)),
+        [f"{name}, with XLA's option" if option else name for name, option in bars],
     )
-    axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    for tick, (name, _) in zip(axes.get_yticklabels(), bars, strict=True):
+        tick.set_fontweight("bold" if name == OURS else "normal")
+    axes.set(
+        xlabel="times as fast as optax.adadelta without the option",
+        xlim=(0, 1.1 * max(times.values())),
+    )
     pictures.plain([axes])
+    axes.grid(axis="y", visible=False)
     pictures.save(figure, path)
 
 
@@ -543,7 +430,7 @@ def draw_allocation(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurements, prints tables, writes the result and pictures."""
-    parser = report.parser("step", __doc__, "about 10 minutes", "few sizes and rounds")
+    parser = report.parser("step", __doc__, "about 12 minutes", "few sizes and rounds")
     parser.add_argument(
         "--implementations",
         nargs="+",
@@ -553,54 +440,56 @@ def main(arguments: list[str] | None = None) -> None:
         help="those to time; Keras and torch come with the extra comparison",
     )
     options = parser.parse_args(arguments)
+    if report.OPTION in os.environ.get("XLA_FLAGS", ""):
+        parser.error(f"unset XLA_FLAGS: this sets {report.OPTION} where it belongs.")
     # On a GPU, leave memory to the libraries that are not JAX.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    sizes, leaves, allocated, most, work, compiled, compilations = (
-        ((10**7,), (10,), (10**6,), 3, 10**7, (10,), 1)
-        if options.quick
-        else (SIZES, LEAVES, ALLOCATED, 20, 12 * REFERENCE, (1, 200, 500), 5)
-    )
-    names = [OURS, OPTAX] if options.quick else [*TRANSFORMATIONS, *AT_RANDOM]
-    makers = {
-        name: IMPLEMENTATIONS[name]
-        for name in dict.fromkeys([OURS, *options.implementations])
-    }
+    wanted = {OURS, OPTAX, *options.implementations}
+    names = [name for name in IMPLEMENTATIONS if name in wanted]
     try:
-        results: dict[str, Any] = {"versions": versions(makers)}
+        libraries = versions(names)
     except PackageNotFoundError as error:
         parser.error(
             f"{error}: it comes with the extra comparison, or choose --implementations."
         )
 
-    cases = [(size, 1) for size in sizes] + [(OF_LEAVES, n) for n in leaves]
-    rounds = [max(3, min(30, work // size)) for size, _ in cases]
-    reference = min(REFERENCE, sizes[-1])
-    total = sum(rounds) + 12 + len(compiled) * compilations
+    single, both, pairs, allocated, most = SINGLE, BOTH, PAIRS, ALLOCATED, 20
+    if options.quick:
+        single, pairs, allocated, most = (Case(10**5, 1, 3),), 1, (10**6,), 3
+        both = (Case(10**7, 1, 3), Case(OF_LEAVES, 10, 3))
+    total = sum(case.rounds for case in single) + 2 * pairs
     total += len(allocated) * len(ALLOCATORS)
     with tqdm(total=total, unit="round", disable=None) as progress:
-        results["steps"] = [
-            row
-            for (size, count), n in zip(cases, rounds, strict=True)
-            for row in measure(makers, size, count, n, progress)
+        rows = [
+            {"option": False, **row}
+            for case in single
+            for row in measure(names, case, progress)
         ]
-        results["donated"] = measure(DONATED, reference, 1, 12, progress)
-        results["allocation"] = allocation(allocated, most, progress)
-        results["compilation"] = [
-            row
-            for count in compiled
-            for row in compilation(names, count, compilations, progress)
-        ]
+        rows += report.without_and_with(
+            measure_all, names, both, pairs=pairs, progress=progress
+        )
+        results = {
+            "steps": [in_milliseconds(row) for row in rows],
+            "allocation": allocation(allocated, most, progress),
+        }
     print(summary(results))
-    print(", ".join(f"{name} {number}" for name, number in results["versions"].items()))
+    print(", ".join(f"{name} {number}" for name, number in libraries.items()))
     print(report.describe())
-    print(f"written: {report.write(options.out, 'step', results)}")
+    more = {**libraries, "note": "Parameters and state are donated, gradients are not."}
+    print(f"written: {report.write(options.out, 'step', results, **more)}")
     draw(results["steps"], options.out / "step.png")
     draw_allocation(results["allocation"], options.out / "step_allocation.png")
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
     """Of the libraries that these implementations come from."""
-    packages = {"Keras": "keras", "BrainPy": "brainpy", "torch": "torch"}
+    packages = {
+        "Keras": "keras",
+        "BrainPy": "brainpy",
+        "bm.jit": "brainpy",
+        "torch": "torch",
+        COMPILED: "torch",
+    }
     return {
         package: version(package) for name, package in packages.items() if name in names
     }

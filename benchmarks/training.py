@@ -4,10 +4,14 @@ A step is the loss's gradient, the update and the new parameters, in one compile
 parameters and state are donated, float32. Only the optimizer differs. In each round,
 each takes three steps, of which the last two are timed. The table shows medians, and
 the total bytes of the compiled program: arguments, results and temporaries.
+
+All is measured without and with XLA's option for several results in one loop
+(``xla_cpu_use_multi_output_fusion``): each in its own process, five of each kind, one
+after the other. "Times as fast as optax" compares with optax without the option.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,46 +141,59 @@ def training_step(
 
 
 def measure(
-    name: str, model: Model, rounds: int, progress: Any
+    names: Iterable[str], models: Iterable[str], small: bool, rounds: int
+) -> list[dict[str, Any]]:
+    """One row a model and optimizer; ``seconds`` of each step."""
+    chosen = SMALL if small else MODELS
+    return [
+        {"model": model, **row}
+        for model in models
+        for row in measure_one(names, chosen[model], rounds)
+    ]
+
+
+def measure_one(
+    names: Iterable[str], model: Model, rounds: int
 ) -> list[dict[str, Any]]:
     """One row an optimizer."""
-    progress.set_description(name)
-    keys = jax.random.split(jax.random.key(0), len(model.shapes))
+    rng = np.random.default_rng(0)
     params = {
-        name: jax.random.normal(key, shape) / math.sqrt(math.prod(shape[:1]))
-        for key, (name, shape) in zip(keys, model.shapes.items(), strict=True)
+        name: jnp.asarray(rng.standard_normal(shape, np.float32) / shape[0] ** 0.5)
+        for name, shape in model.shapes.items()
     }
     batch = jax.tree.map(jnp.asarray, model.batch)
-    made = {
-        name: report.timed_jax(
-            training_step(model.loss, tx), params, tx.init(params), batch
-        )
-        for name, tx in OPTIMIZERS.items()
-    }
+    made = {}
+    for name in names:
+        tx = OPTIMIZERS[name]
+        step = training_step(model.loss, tx)
+        made[name] = report.timed_jax(step, params, tx.init(params), batch)
     for _ in range(2):
         for timed in made.values():
             timed.step()
     for ours, theirs in zip(made[OURS].params(), made[OPTAX].params(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
-    seconds = report.interleaved(made, rounds, progress)
+    with tqdm(disable=True) as progress:
+        seconds = report.interleaved(made, rounds, progress)
     return [
         {
-            "model": name,
             "description": model.description,
             "parameters": sum(math.prod(shape) for shape in model.shapes.values()),
-            "optimizer": optimizer,
-            **report.milliseconds(seconds[optimizer]),
+            "optimizer": name,
+            "seconds": seconds[name],
             "total_bytes": timed.total_bytes,
         }
-        for optimizer, timed in made.items()
+        for name, timed in made.items()
     ]
 
 
-def by_model(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """The rows by model, then by optimizer."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+def by_model(
+    rows: list[dict[str, Any]],
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By model, then by optimizer: the row without the option, and that with it."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        found.setdefault(row["model"], {})[row["optimizer"]] = row
+        model = found.setdefault(row["model"], {})
+        model.setdefault(row["optimizer"], []).append(row)
     return found
 
 
@@ -184,95 +201,108 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """One row a model and optimizer."""
     lines = []
     for model, cells in by_model(rows).items():
-        for optimizer, row in cells.items():
-            n = row["parameters"]
-            less = (cells[OPTAX]["total_bytes"] - row["total_bytes"]) / n
-            more = (row["total_bytes"] - cells[SGD]["total_bytes"]) / n
+        optax = cells[OPTAX][0]["median_ms"]
+        for optimizer, both in cells.items():
+            ms = [row["median_ms"] for row in both]
             lines.append(
                 [
                     f"{model}, {optimizer}",
-                    f"{row['median_ms']:.2f}",
-                    f"{row['fastest_ms']:.2f} to {row['slowest_ms']:.2f}",
-                    f"{cells[OPTAX]['median_ms'] / row['median_ms']:.2f}",
-                    f"{row['total_bytes']:,}",
-                    f"{less:.1f}",
-                    f"{more:.1f}",
+                    *(f"{x:.2f}" for x in ms),
+                    f"{ms[1] / ms[0]:.2f}",
+                    *(f"{optax / x:.2f}" for x in ms),
+                    *(f"{row['total_bytes'] / row['parameters']:.1f}" for row in both),
                 ]
             )
     return report.table(
         [
             "training step",
-            "median ms",
-            "range ms",
+            "ms",
+            report.WITH,
+            "with / without",
             "times as fast as optax",
-            "bytes in all",
-            "less than optax, per parameter",
-            "more than SGD",
+            report.WITH,
+            "bytes per parameter",
+            report.WITH,
         ],
         lines,
     )
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws bars: the time of a step, a panel a model."""
+    """Draws bars: the time of a step without and with the option, a panel a model."""
     models = by_model(rows)
+    names = [*next(iter(models.values()))]
     figure = pictures.figure(
-        3.3, "A whole training step: time, and speed compared with optax.adadelta"
+        1.2 + 0.55 * len(names), "Time of a whole training step, on a CPU"
     )
     panels = figure.subplots(1, len(models), sharey=True)
     for axes, (model, cells) in zip(panels, models.items(), strict=True):
-        for name, row in cells.items():
-            low, high = row["quartiles_ms"]
-            median = row["median_ms"]
-            axes.barh(
-                name,
-                median,
-                xerr=[[median - low], [high - median]],
-                color="black" if name == OURS else "white",
-                edgecolor="black",
-                hatch="////" if name == OPTAX else None,
-                error_kw={"ecolor": "0.5", "capsize": 3},
-            )
-            axes.annotate(
-                f"{median:.3g}",
-                (high, name),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
-        times = cells[OPTAX]["median_ms"] / cells[OURS]["median_ms"]
-        axes.set_title(f"{model}:\n{times:.1f} times as fast", fontsize=10)
-        axes.set_xlim(0, 1.3 * max(row["quartiles_ms"][1] for row in cells.values()))
+        for i, (name, both) in enumerate(cells.items()):
+            ours = name.startswith(OURS)
+            for option, row in enumerate(both):
+                y = i + (0.2 if option else -0.2)
+                low, high = row["quartiles_ms"]
+                median = row["median_ms"]
+                axes.barh(
+                    y,
+                    median,
+                    height=0.36,
+                    xerr=[[median - low], [high - median]],
+                    color="black" if ours else "0.75",
+                    edgecolor="0.75" if ours else "0.4",
+                    hatch="////" if option else None,
+                    error_kw={"ecolor": "0.5", "capsize": 2},
+                )
+                axes.annotate(
+                    f"{median:.3g}",
+                    (high, y),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8,
+                )
+        axes.set_title(model, fontsize=10)
+        highest = (row["quartiles_ms"][1] for both in cells.values() for row in both)
+        axes.set_xlim(0, 1.3 * max(highest))
+    panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
-    figure.supxlabel("milliseconds, median and quartiles", fontsize=10)
+    figure.supxlabel(
+        "milliseconds, median and quartiles; hatched bars: with XLA's option",
+        fontsize=10,
+    )
     pictures.plain(panels)
+    for axes in panels:
+        axes.grid(axis="y", visible=False)
     pictures.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurements, prints a table, writes the result and a picture."""
-    parser = report.parser("training", __doc__, "3 minutes", "5 rounds, no transformer")
+    parser = report.parser("training", __doc__, "6 minutes", "5 rounds, no transformer")
     parser.add_argument(
-        "--rounds", type=int, default=50, help="of two timed steps each"
+        "--rounds", type=int, default=8, help="of two timed steps, in each process"
     )
     parser.add_argument("--small", action="store_true", help="small models, for a test")
     options = parser.parse_args(arguments)
-    models = SMALL if options.small else MODELS
-    rounds = options.rounds
+    rounds, models, pairs = options.rounds, [*MODELS], 5
     if options.quick:
-        rounds = 5
-        models = {name: models[name] for name in ("MLP", "embedding")}
+        rounds, models, pairs = 5, ["MLP", "embedding"], 1
 
-    with tqdm(total=rounds * len(models), unit="round", disable=None) as progress:
-        rows = [
-            row
-            for name, model in models.items()
-            for row in measure(name, model, rounds, progress)
-        ]
+    with tqdm(total=2 * pairs, unit="process", disable=None) as progress:
+        found = report.without_and_with(
+            measure,
+            [*OPTIMIZERS],
+            models,
+            options.small,
+            rounds,
+            pairs=pairs,
+            progress=progress,
+        )
+    rows = [report.in_milliseconds(row) for row in found]
     print(summary(rows))
     print(report.describe())
-    print(f"written: {report.write(options.out, 'training', rows)}")
+    note = "Parameters and state are donated."
+    print(f"written: {report.write(options.out, 'training', rows, note=note)}")
     draw(rows, options.out / "training.png")
 
 

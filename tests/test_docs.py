@@ -147,7 +147,7 @@ def test_headlines():
     rows = {
         (row["implementation"], row["parameters"], row["leaves"]): row
         for row in results(step)["results"]["steps"]
-        if row["parameters"]
+        if not row["option"]
     }
     large = 3 * 10**7, 1
     ours, theirs = rows[step.OURS, *large], rows[step.OPTAX, *large]
@@ -160,7 +160,7 @@ def test_headlines():
 
     models = training.by_model(results(training)["results"]).values()
     ratios = [
-        cells[training.OPTAX]["median_ms"] / cells[training.OURS]["median_ms"]
+        cells[training.OPTAX][0]["median_ms"] / cells[training.OURS][0]["median_ms"]
         for cells in models
     ]
     assert f"{min(ratios):.1f} to {max(ratios):.1f} times as fast" in page("README")
@@ -173,7 +173,7 @@ def test_headlines():
     told = "{} bytes, as in optax; optionally {} or {}".format(*state)
     assert told in page("README")
 
-    many = 2 * 10**6, 500
+    many = step.OF_LEAVES, 500
     times = rows[step.OPTAX, *many]["median_ms"] / rows[step.OURS, *many]["median_ms"]
     assert f"in 500 arrays, a step is {times:.1f} times as fast" in page("README")
 
@@ -183,6 +183,26 @@ def test_headlines():
         for name in ("adadelta_tx.Adadelta", "brainpy.optim.Adadelta")
     )
     assert f"{theirs / ours:.1f} times as fast as that of `brainpy" in page("README")
+
+
+def test_what_the_option_gives():
+    """docs/fast_on_a_cpu.md: by kind of state, and to optax."""
+    rows = step.by_option(results(step)["results"]["steps"], "30,000,000")
+    with_without = {
+        name: both[1]["median_ms"] / both[0]["median_ms"] for name, both in rows.items()
+    }
+    small = [name for name in rows if name.startswith(f"{step.OURS}, ")]
+    assert len(small) == 3
+    assert with_without[step.OURS] < 0.8 < min(with_without[name] for name in small)
+    assert with_without[step.OPTAX] < 0.9
+    kernels = {name: [row["kernels"] for row in rows[name]] for name in rows}
+    assert kernels[step.OURS] == [3, 1]
+    assert all(kernels[name][1] == 2 for name in small)
+    temporary = [row["temporary_bytes"] / row["parameters"] for row in rows["optax"]]
+    assert np.round(temporary).tolist() == [8, 4]
+    assert "needs 4 bytes of temporary memory per parameter instead of 8" in page(
+        "fast_on_a_cpu"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tqdm import tqdm
 
 import adadelta_tx
 import benchmarks
@@ -28,6 +29,7 @@ from benchmarks import (
     zeiler2012,
     zeiler2012_choices,
 )
+from benchmarks import _report as report
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,28 +139,30 @@ def test_demo_fails_loudly(tmp_path, monkeypatch):
 
 
 def test_step_benchmark(tmp_path, capsys):
-    others = ["optax", "BrainPy", "bm.jit"]  # no torch and Keras in the test extra
+    others = ["optax", "bm.jit"]  # no torch and Keras in the test extra
     step.main(["--quick", "--implementations", *others, "--out", str(tmp_path)])
     document = json.loads((tmp_path / "step.json").read_text())
-    assert {"command", "jax", "machine"} <= document.keys()
+    assert {"command", "jax", "machine", "brainpy", "note"} <= document.keys()
     results = document["results"]
-    rows = {(row["implementation"], step.label(row)): row for row in results["steps"]}
-    cases = {"10,000,000", "2,000,000 in 10"}
-    expected = {(name, case) for name in (step.OURS, *others) for case in cases}
-    assert rows.keys() == expected | {(step.LIMIT, "10,000,000")}
-    for case in cases:
-        ours, theirs = (
-            rows[name, case]["temporary_bytes"] for name in (step.OURS, step.OPTAX)
-        )
-        assert ours == 0 < theirs
-        parameters, state = (
-            rows[step.OURS, case][key] for key in ("parameters", "state_bytes")
-        )
-        assert state == 8 * parameters
-    compiled = [
-        (row["implementation"], row["leaves"]) for row in results["compilation"]
-    ]
-    assert compiled == [(step.OURS, 10), (step.OPTAX, 10)]
+    large, small, leaves = "10,000,000", "100,000", "2,048,000 in 10"
+    assert {(step.label(row), row["option"]) for row in results["steps"]} == {
+        (small, False),
+        *((case, option) for case in (large, leaves) for option in (False, True)),
+    }
+    for case in (large, leaves):
+        rows = step.by_option(results["steps"], case)
+        limit = {step.LIMIT} if case == large else set()
+        assert rows.keys() == {step.OURS, *others} | limit
+        for option, (ours, theirs) in enumerate(
+            zip(rows[step.OURS], rows[step.OPTAX], strict=True)
+        ):
+            assert ours["option"] == theirs["option"] == bool(option)
+            assert ours["temporary_bytes"] < 1024 * ours["leaves"]
+            bytes_of_theirs = theirs["temporary_bytes"] / theirs["parameters"]
+            assert round(bytes_of_theirs, 1) == (4 if option else 8)
+            assert ours["kernels"] == (1 if option else 3) * ours["leaves"]
+            assert ours["state_bytes"] == 8 * ours["parameters"]
+            assert ours["compile_ms"] > 0
     faults = {
         (row["allocator"], row["donated"], row["implementation"]): row["page_faults"]
         for row in results["allocation"]
@@ -170,6 +174,14 @@ def test_step_benchmark(tmp_path, capsys):
     assert step.summary(results) in capsys.readouterr().out
 
 
+def test_step_benchmark_of_operations():
+    """BrainPy's object without ``bm.jit``."""
+    with tqdm(disable=True) as progress:
+        names, case = (step.OURS, "BrainPy"), step.Case(1000, 1, rounds=3)
+        rows = step.measure(names, case, progress)
+    assert [len(row["seconds"]) for row in rows] == [6, 6]
+
+
 def test_step_benchmark_finds_numbers_that_are_wrong(tmp_path, monkeypatch):
     wrong = step.of_optax(optax.adadelta(1.0, 0.9))
     monkeypatch.setitem(step.IMPLEMENTATIONS, step.OPTAX, wrong)
@@ -178,25 +190,38 @@ def test_step_benchmark_finds_numbers_that_are_wrong(tmp_path, monkeypatch):
     assert not (tmp_path / "step.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "models"),
-    [(["--rounds", "2"], [*training.MODELS]), (["--quick"], ["MLP", "embedding"])],
-)
-def test_training_benchmark(arguments, models, tmp_path, capsys, monkeypatch):
+def test_step_benchmark_sets_the_option_itself(monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_backend_extra_options={report.OPTION}")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        step.main(["--quick"])
+    assert "unset XLA_FLAGS" in capsys.readouterr().err
+
+
+def test_training_benchmark(tmp_path, capsys, monkeypatch):
     few = (training.OURS, training.OPTAX, training.SGD)
     optimizers = {name: training.OPTIMIZERS[name] for name in few}
     monkeypatch.setattr(training, "OPTIMIZERS", optimizers)
-    training.main([*arguments, "--small", "--out", str(tmp_path)])
+    training.main(["--quick", "--small", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "training.json").read_text())["results"]
     cells = training.by_model(rows)
-    assert list(cells) == models
+    assert list(cells) == ["MLP", "embedding"]
     for rows_of_model in cells.values():
         assert rows_of_model.keys() == optimizers.keys()
-        sgd = rows_of_model[training.SGD]
-        state = rows_of_model[training.OURS]["total_bytes"] - sgd["total_bytes"]
-        assert state >= 8 * sgd["parameters"]
+        for option, (ours, sgd) in enumerate(
+            zip(rows_of_model[training.OURS], rows_of_model[training.SGD], strict=True)
+        ):
+            assert ours["option"] == sgd["option"] == bool(option)
+            state = ours["total_bytes"] - sgd["total_bytes"]
+            assert state >= 8 * sgd["parameters"]
     assert (tmp_path / "training.png").stat().st_size > 10_000
     assert training.summary(rows) in capsys.readouterr().out
+
+
+def test_training_benchmark_has_a_transformer():
+    few = training.OURS, training.OPTAX
+    rows = training.measure(few, ["transformer"], small=True, rounds=3)
+    assert [row["optimizer"] for row in rows] == [*few]
+    assert all(len(row["seconds"]) == 6 for row in rows)
 
 
 def test_faults_benchmark(tmp_path, capsys):

@@ -7,6 +7,8 @@ from typing import ParamSpec, TypeVar
 
 _INSTEAD = {
     "eps": "Write epsilon.",
+    "grad_eps": "Write grad_epsilon.",
+    "grad_epsilon": "Write grad_eps.",
     "epsilon": "Write eps.",
     "init": "Optax and Flax want the transformation adadelta_tx.adadelta().",
     "learning_rate": "Write lr.",

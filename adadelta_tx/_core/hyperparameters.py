@@ -16,7 +16,13 @@ POSITIVE = (lambda x: 0 < x < 1e30, "above 0 and below 1e30")
 BELOW_1E30 = (lambda x: 0 <= x < 1e30, "at least 0 and below 1e30")
 AT_LEAST_0 = (lambda x: 0 <= x < math.inf, "finite and at least 0")
 UP_TO_1 = (lambda x: 0 <= x <= 1, "in [0, 1]")
-NUMBERS = {"rho": BELOW_1, "epsilon": POSITIVE, "weight_decay": UP_TO_1}
+NUMBERS = {
+    "rho": BELOW_1,
+    "epsilon": POSITIVE,
+    "grad_epsilon": BELOW_1E30,
+    "weight_decay": UP_TO_1,
+}
+"""Those of an optimizer object; ``grad_epsilon`` may be ``None``."""
 _REAL = (jnp.floating, jnp.integer)
 
 Range = tuple[Callable[[float], bool], str]

@@ -54,7 +54,7 @@ class Description(NamedTuple):
     numbers: Mapping[str, Any] | None = None
 
     def array(self, name: str, like: Any) -> np.ndarray:
-        """A variable's array, if it can become one of the dtype and shape of another."""
+        """A variable's array, if it can have the dtype and shape of another one."""
         entry, ours = looked_at(self.variables, name), self.owner is not None
         fits = entry.dtype == like.dtype if ours else _widens(entry.dtype, like.dtype)
         shapes = [like.shape] if ours else self.shapes(like.shape)

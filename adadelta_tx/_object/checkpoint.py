@@ -19,6 +19,8 @@ from adadelta_tx._object.schedules import rate, restore_rate
 from adadelta_tx._object.variables import assign, value_of
 
 _log = logging.getLogger("adadelta_tx")
+_NONE = {"lr": "the schedule's", "grad_epsilon": "epsilon"}
+"""Numbers that may be ``None``, and what they are then."""
 
 
 def save_states(  # noqa: D417 (a method of optimizers)
@@ -103,7 +105,7 @@ def load_states(  # noqa: D417
                 put = partial(restore_rate, optimizer.lr) if key == "lr" else put
                 steps.append((put, value, had[key]))
                 now, before = (
-                    "the schedule's" if x is None else x for x in (value, had[key])
+                    _NONE[key] if x is None else x for x in (value, had[key])
                 )
                 warnings.append(f"{key} is {now}, as in the file, not {before}")
         _take(steps)
@@ -267,13 +269,13 @@ def _numbers(optimizer: Any) -> dict[str, Any]:
 
 
 def _checked(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's numbers, each in its range; ``lr`` is ``None`` if none was set."""
+    """An optimizer's numbers, each in its range, or ``None`` where none was set."""
     largest = float(jnp.finfo(jnp.result_type(float)).max)
     ranges = {"lr": (lambda x: 0 <= x <= largest, "finite and at least 0"), **NUMBERS}
     return {
-        key: number(key, numbers[key], in_range)
-        if key != "lr" or numbers[key] is not None
-        else None
+        key: None
+        if numbers.get(key) is None and key in _NONE
+        else number(key, numbers[key], in_range)
         for key, in_range in ranges.items()
     }
 

@@ -6,7 +6,14 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from adadelta_tx._core import hints
-from adadelta_tx._object.variables import Collector, imported
+from adadelta_tx._object.variables import (
+    Collector,
+    assign,
+    imported,
+    is_number,
+    kind_of,
+    like,
+)
 
 owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _counters: dict[str, itertools.count] = {}
@@ -81,14 +88,17 @@ class Node:
             self.name = self.unique_name(type_=kind)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        """Sets an attribute; a new one of another name only in a subclass."""
+        """Sets an attribute, or the number that is in a variable, as BrainPy does.
+
+        A new attribute is for subclasses. In our own classes its name is misspelt.
+        """
+        old: Any = vars(self).get(key)
+        if kind_of(old) and is_number(value):
+            assign([old], [like(old.value, value)])
+            return
+        is_known = key in vars(self) or hasattr(type(self), key)
         ours = type(self).__module__.startswith("adadelta_tx.")
-        if (
-            self._is_made
-            and ours
-            and not key.startswith("_")
-            and not hasattr(self, key)
-        ):
+        if self._is_made and ours and not is_known and not key.startswith("_"):
             raise self._no_attribute(key)
         super().__setattr__(key, value)
 

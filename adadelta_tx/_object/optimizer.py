@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
@@ -18,6 +19,7 @@ from adadelta_tx._core.hyperparameters import (
     number,
     warn_of_unusual,
 )
+from adadelta_tx._core.recurrence import Hyperparameters
 from adadelta_tx._core.transform import scale_by_adadelta
 from adadelta_tx._object.checkpoint import load_states, save_states
 from adadelta_tx._object.names import Node
@@ -45,6 +47,7 @@ AccumulatorDType = (
     | None
 )
 
+_KEYWORDS = ("weight_decay", "grad_epsilon", "accumulator_dtype")
 _SUFFIXES = {"e_g": "_cache", "e_x": "_delta", "codes": "_codes"}
 """How the variables are called in which a parameter's accumulators are."""
 
@@ -83,6 +86,8 @@ class Adadelta(Node):
       name: A valid identifier that no optimizer in use has. ``None`` takes the
         next of ``Adadelta0``, ``Adadelta1``, …
       weight_decay: :math:`\lambda`, in [0, 1]. ``None`` means 0.
+      grad_epsilon: As ``grad_eps`` for :func:`adadelta_tx.adadelta`. ``None`` means
+        ``epsilon``, as in the paper.
       accumulator_dtype: As for :func:`adadelta_tx.adadelta`.
 
     Raises:
@@ -108,6 +113,7 @@ class Adadelta(Node):
     epsilon: Any
     rho: Any
     weight_decay: Any
+    grad_epsilon: Any
     vars_to_train: Any
     """The variables being trained, by the names that they were given."""
 
@@ -124,6 +130,7 @@ class Adadelta(Node):
         name: str | None = None,
         *,
         weight_decay: float | None = None,
+        grad_epsilon: ArrayLike | None = None,
         accumulator_dtype: AccumulatorDType = None,
     ) -> None:
         """See the class."""
@@ -133,6 +140,7 @@ class Adadelta(Node):
                 f"keyword-only. Got epsilon={epsilon!r}, name={name!r}."
             )
         self.epsilon, self.rho, self.weight_decay = epsilon, rho, weight_decay
+        self.grad_epsilon = grad_epsilon
         self.accumulator_dtype = accumulators.check_requested(accumulator_dtype)
         self.lr = lr
         warn_of_unusual(
@@ -178,7 +186,8 @@ class Adadelta(Node):
             )
         if key in NUMBERS:
             value = 0.0 if key == "weight_decay" and value is None else value
-            value = number(key, value, NUMBERS[key])
+            if key != "grad_epsilon" or value is not None:
+                value = number(key, value, NUMBERS[key])
             if isinstance(value, Tracer) and isinstance(vars(self).get(key), float):
                 raise RuntimeError(
                     f"{key} cannot be set to {value} inside a JAX transformation, "
@@ -204,7 +213,8 @@ class Adadelta(Node):
         """
         new = trainable(train_vars, self.vars_to_train, self._variable_type)
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
-        state: Any = tx.init([variable.value for variable in new.values()])
+        with jax.transfer_guard("allow"):  # of a zero for each shape
+            state: Any = tx.init([variable.value for variable in new.values()])
         track_like(new, self.lr)
         for tree, values in accumulators.trees_of(state).items():
             suffix = _SUFFIXES[tree]
@@ -249,7 +259,8 @@ class Adadelta(Node):
         arrays = self._checked(
             grads, dict(zip(self.vars_to_train, values[0], strict=True))
         )
-        fixed = self.rho, self.epsilon, self.weight_decay
+        numbers = Hyperparameters(self.rho, self.epsilon, self.grad_epsilon)
+        fixed = numbers, self.weight_decay
         new = step(values, arrays, current_rate(self.lr), fixed)
         assign([*chain(*columns)], [*chain(*new)])
         self.lr.step_call()
@@ -265,7 +276,13 @@ class Adadelta(Node):
             for name, values in zip(names, kept, strict=True)
         }
         state = accumulators.state_of(trees, *(count or [None]))
-        return effective_learning_rate(state, self.epsilon, percentiles=percentiles)
+        with jax.transfer_guard("allow"):  # of numbers
+            return effective_learning_rate(
+                state,
+                self.epsilon,
+                grad_eps=self.grad_epsilon,
+                percentiles=percentiles,
+            )
 
     def _columns(self) -> list[list[Any]]:
         """The variables of a step: those to train, what is kept of them, the count."""
@@ -279,6 +296,6 @@ class Adadelta(Node):
     load_states = load_states
 
     def __repr__(self) -> str:
-        keys = ("lr", "epsilon", "rho", "name", "weight_decay", "accumulator_dtype")
+        keys = ("lr", "epsilon", "rho", "name", *_KEYWORDS)
         shown = ", ".join(f"{key}={getattr(self, key)!r}" for key in keys)
         return f"{type(self).__name__}({shown})"

@@ -10,7 +10,17 @@ from jax.core import Tracer
 
 from adadelta_tx._core.hyperparameters import AT_LEAST_0, number
 from adadelta_tx._object.names import Node
-from adadelta_tx._object.variables import Variable, assign, imported, kind_of, value_of
+from adadelta_tx._object.variables import (
+    Variable,
+    array,
+    assign,
+    imported,
+    kind_of,
+    like,
+    value_of,
+)
+
+_next = jax.jit(lambda count: count + 1)  # whose 1 is no transfer to the device
 
 
 class Schedule(Node):
@@ -30,13 +40,13 @@ class Schedule(Node):
         self._rate: Any = lr
         if not self._is_given:
             first = 0.0 if callable(lr) else number("lr", lr, AT_LEAST_0)
-            self._rate = Variable(jnp.asarray(first, dtype=float))
+            self._rate = Variable(array(first).astype(float))
         value = self._rate.value
         if value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(f"lr must hold a floating-point scalar, got {lr!r}.")
-        self._is_set: Any = Variable(jnp.asarray(self._schedule is None))
-        self.last_epoch: Any = Variable(jnp.asarray(-1, dtype=jnp.int32))
-        self.last_call: Any = Variable(jnp.asarray(-1, dtype=jnp.int32))
+        self._is_set: Any = Variable(self._schedule is None)
+        self.last_epoch: Any = Variable(np.int32(-1))
+        self.last_call: Any = Variable(np.int32(-1))
         self._start("Constant" if self._schedule is None else "Schedule")
         self._is_made = True
 
@@ -61,20 +71,21 @@ class Schedule(Node):
         rate = self._rate.value
         if self._schedule is None:
             return rate
-        i = self.last_call.value + 1 if i is None else i
-        scheduled = jnp.asarray(value_of(self._schedule(i)), dtype=rate.dtype)
-        return jnp.where(self._is_set.value, rate, scheduled)
+        i = _next(self.last_call.value) if i is None else i
+        with jax.transfer_guard("allow"):  # of numbers, as optax's schedules have them
+            scheduled = like(rate, value_of(self._schedule(i)))
+        return jnp.where(self._is_set.value, like(rate, rate), scheduled)
 
     def __float__(self) -> float:
-        return float(self())
+        return float(jax.device_get(self()))
 
     def step_call(self) -> None:
         """Counts an update."""
-        assign([self.last_call], [self.last_call.value + 1])
+        assign([self.last_call], [_next(self.last_call.value)])
 
     def step_epoch(self) -> None:
         """Counts an epoch, as BrainPy's trainers tell it."""
-        assign([self.last_epoch], [self.last_epoch.value + 1])
+        assign([self.last_epoch], [_next(self.last_epoch.value)])
 
     @property
     def implicit_vars(self) -> Mapping[str, Any]:
@@ -84,9 +95,11 @@ class Schedule(Node):
 
     def __repr__(self) -> str:
         is_set, rate = self._is_set.value, self._rate.value
-        if self._schedule and (isinstance(is_set, Tracer) or not is_set):
+        if self._schedule and (
+            isinstance(is_set, Tracer) or not jax.device_get(is_set)
+        ):
             return f"Schedule(lr={self._schedule})"
-        shown = rate if isinstance(rate, Tracer) else np.asarray(rate)  # 0.1 as 0.1
+        shown = rate if isinstance(rate, Tracer) else jax.device_get(rate)  # 0.1 as 0.1
         return f"{'Schedule' if self._schedule else 'Constant'}(lr={shown})"
 
 
@@ -129,7 +142,7 @@ def track_like(variables: Mapping[str, Any], schedule: Any) -> None:
 
 
 def current_rate(schedule: Any) -> Any:
-    """The learning rate of the next update.
+    """The learning rate of the next update, on the device.
 
     Raises:
       ValueError: If it is not a scalar, or is known and is not finite and at least 0.
@@ -137,17 +150,16 @@ def current_rate(schedule: Any) -> Any:
     rate = value_of(schedule())
     if jnp.ndim(rate):
         raise ValueError(f"lr must be a scalar, got one of shape {jnp.shape(rate)}.")
-    if isinstance(rate, Tracer):
-        return jnp.asarray(rate, dtype=float)
-    return np.float64(number("lr", rate, AT_LEAST_0))  # float32 without x64
+    number("lr", rate, AT_LEAST_0)
+    return array(rate)
 
 
 def rate(schedule: Any) -> float | None:
     """The learning rate that was set; ``None`` where a schedule gives it."""
-    if isinstance(schedule, Schedule) and not schedule._is_set.value:
+    if isinstance(schedule, Schedule) and not jax.device_get(schedule._is_set.value):
         return None
     lr = getattr(schedule, "lr", None)
-    return None if lr is None else float(np.asarray(value_of(lr)))
+    return None if lr is None else float(jax.device_get(value_of(lr)))
 
 
 def restore_rate(schedule: Any, lr: Any) -> None:
@@ -158,9 +170,11 @@ def restore_rate(schedule: Any, lr: Any) -> None:
     """
     if not isinstance(schedule, Schedule):
         old = value_of(schedule.lr)
-        schedule.lr = jnp.asarray(lr, old.dtype) if kind_of(schedule.lr) else lr
+        schedule.lr = like(old, lr) if kind_of(schedule.lr) else lr
         return
     if lr is None and schedule._schedule is None:
         raise ValueError(f"{schedule!r} has no schedule for the learning rate.")
-    new = jnp.asarray(0.0 if lr is None else lr, dtype=schedule._rate.value.dtype)
-    assign([schedule._rate, schedule._is_set], [new, jnp.asarray(lr is not None)])
+    new = like(schedule._rate.value, 0.0 if lr is None else lr)
+    assign([schedule._rate], [new])
+    if schedule._schedule is not None:  # or it is set from the start
+        assign([schedule._is_set], [array(lr is not None)])

@@ -39,7 +39,7 @@ class Variable:
 
     def __init__(self, value: Any) -> None:
         """See the class."""
-        self._value = _array(value)
+        self._value = array(value)
 
     @property
     def value(self) -> jax.Array:
@@ -48,7 +48,7 @@ class Variable:
 
     @value.setter
     def value(self, value: Any) -> None:
-        value = _array(value)
+        value = array(value)
         dtype = jax.dtypes.canonicalize_dtype(self.dtype)  # x64 may be off by now
         if (value.shape, value.dtype) not in (
             (self.shape, x) for x in (self.dtype, dtype)
@@ -92,10 +92,21 @@ class Collector(dict[str, Any]):
         return {name: variable.value for name, variable in self.items()}
 
 
-def _array(value: Any) -> jax.Array:
-    """An array without a number's weak type, for which steps would compile again."""
-    array = value if isinstance(value, jax.Array) else jnp.asarray(value)
-    return array.astype(array.dtype) if getattr(array, "weak_type", False) else array
+def array(value: Any) -> jax.Array:
+    """An array without a number's weak type, for which steps would compile again.
+
+    Numbers go to the device by a transfer that ``jax.transfer_guard`` allows.
+    """
+    if not isinstance(value, jax.Array):
+        is_scalar = isinstance(value, numbers.Number)
+        value = jax.device_put(np.asarray(value)) if is_scalar else jnp.asarray(value)
+    return value.astype(value.dtype) if getattr(value, "weak_type", False) else value
+
+
+def like(old: jax.Array, value: Any) -> jax.Array:
+    """A number in the dtype of an array, or in 32 bits if x64 is off by now."""
+    x, dtype = array(value), jax.dtypes.canonicalize_dtype(old.dtype)
+    return x if x.dtype == dtype else x.astype(dtype)  # which would copy it
 
 
 def imported(module: str, name: str) -> Any:

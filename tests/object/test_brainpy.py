@@ -692,12 +692,20 @@ def test_learning_rate_as_brainpys_users_set_it():
     opt.lr = 0.0  # which the compiled step sees
     step()
     np.testing.assert_array_equal(opt.vars_to_train["w"].value, before)
-    with pytest.raises(AttributeError, match="last_call"):
-        _ = opt.lr.step
+    opt.lr.last_epoch = 5
+    opt.lr.step_epoch()
+    assert opt.lr.last_epoch.value == 6
     scheduler = bp.optim.StepLR(0.5, step_size=1)
     opt.lr = scheduler
     assert opt.lr is scheduler
     assert scheduler in opt.nodes().values()
+
+
+def test_misspelt_attributes():
+    opt = Adadelta(variables())
+    for owner, key in ((opt, "epislon"), (opt.lr, "valeu"), (copy.copy(opt), "eps")):
+        with pytest.raises(AttributeError, match=f"has no attribute '{key}'"):
+            setattr(owner, key, 1e-5)
 
 
 @pytest.mark.parametrize(
