@@ -61,7 +61,7 @@ SINGLE = (
     *(Case(OF_LEAVES, n, 30) for n in (10, 100)),
 )
 """Measured without the option."""
-BOTH = (Case(3 * 10**7, 1, 5), Case(OF_LEAVES, 500, 8))
+BOTH = (Case(3 * 10**7, 1, 5), Case(OF_LEAVES, 500, 6))
 """Measured without and with it, in several pairs of processes."""
 PAIRS = 3
 MOST_COMPILED = 100
@@ -453,7 +453,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{error}: it comes with the extra comparison, or choose --implementations."
         )
 
-    single, both, pairs, allocated, most = SINGLE, BOTH, PAIRS, ALLOCATED, 20
+    single, both, pairs, allocated, most = SINGLE, BOTH, PAIRS, ALLOCATED, 12
     if options.quick:
         single, pairs, allocated, most = (Case(10**5, 1, 3),), 1, (10**6,), 3
         both = (Case(10**7, 1, 3), Case(OF_LEAVES, 10, 3))

@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the measurements, prints a table, writes the result and a picture."""
     parser = report.parser("training", __doc__, "6 minutes", "5 rounds, no transformer")
     parser.add_argument(
-        "--rounds", type=int, default=8, help="of two timed steps, in each process"
+        "--rounds", type=int, default=6, help="of two timed steps, in each process"
     )
     parser.add_argument("--small", action="store_true", help="small models, for a test")
     options = parser.parse_args(arguments)
