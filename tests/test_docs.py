@@ -158,6 +158,14 @@ def test_headlines():
         f"bytes of temporary memory per parameter instead of {temporary[1]:.0f}"
     ) in page("README")
 
+    both = step.by_option(results(step)["results"]["steps"], "30,000,000")
+    fast, optaxs = both[step.OURS][1]["median_ms"], both[step.OPTAX]
+    without, with_option = (row["median_ms"] / fast for row in optaxs)
+    assert (
+        f"{without:.1f} times as fast as optax without it, {with_option:.1f} times as "
+        "fast as optax with it"
+    ) in page("README")
+
     models = training.by_model(results(training)["results"]).values()
     ratios = [
         cells[training.OPTAX][0]["median_ms"] / cells[training.OURS][0]["median_ms"]

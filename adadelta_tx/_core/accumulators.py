@@ -227,8 +227,11 @@ def rates(stored: Stored, numbers: recurrence.Hyperparameters) -> jax.Array:
 def _coefficients(
     numbers: recurrence.Hyperparameters, stored: Stored, dtype: jnp.dtype
 ) -> recurrence.Coefficients:
-    least = _LEAST_CODED if is_coded(stored) else 0.0
-    return recurrence.coefficients(numbers, dtype, least)
+    # Averages in fewer bits than the arithmetic underflow where they are stored.
+    wide = stored[0].dtype == jnp.float64
+    least = recurrence.least_eps(jnp.dtype(jnp.float64 if wide else jnp.float32))
+    least_grad_eps = _LEAST_CODED if is_coded(stored) else least
+    return recurrence.coefficients(numbers, dtype, least, least_grad_eps)
 
 
 def _read_floats(stored: Stored, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:

@@ -16,10 +16,7 @@ from adadelta_tx._core.recurrence import Decayed
 def add_decayed_weights(
     weight_decay: optax.ScalarOrSchedule, mask: PyTree
 ) -> optax.GradientTransformation:
-    """Optax's, but that its updates are sums that are still to be calculated.
-
-    XLA may have to calculate them more than once rather than store them.
-    """
+    """Like optax's, but the sum is left to the step, which can calculate it again."""
     counting = optax.add_decayed_weights(weight_decay)
     nothing = isinstance(weight_decay, float) and not weight_decay
     if mask is False:
@@ -62,15 +59,15 @@ def add_decayed_weights(
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        return masked_for(updates).update(updates, state, params)
+        return masked_for(params).update(updates, state, params)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
 def _mask_for(mask: PyTree, params: optax.Params) -> PyTree:
     """The tree of booleans that a mask is, or that it returns for the parameters."""
-    leaves = jax.tree.leaves(mask)
-    if leaves and all(map(callable, leaves)):  # optax calls these, no module of numbers
+    # A module of booleans can be called as well, but is a mask, as in optax.
+    if callable(mask) and all(map(callable, jax.tree.leaves(mask))):
         try:
             mask = mask(params)
         except (AttributeError, TypeError) as error:  # as of a leaf's attributes

@@ -33,9 +33,9 @@ def number(name: str, value: Any, in_range: Range) -> Any:
 
     A TypeError or a ValueError says what else it is.
     """
-    value = scalar(name, value, in_range)
-    traced = isinstance(value, Tracer) or not isinstance(value, jax.Array)
-    return value if traced else float(value)
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
+        value = jax.device_get(value)  # explicitly, for jax.transfer_guard
+    return scalar(name, value, in_range)
 
 
 def scalar(name: str, value: Any, in_range: Range) -> Any:
@@ -52,24 +52,25 @@ def scalar(name: str, value: Any, in_range: Range) -> Any:
     if array.ndim or not any(jnp.issubdtype(array.dtype, kind) for kind in _REAL):
         got = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
         instead = ""
-        if callable(value) and name in ("eps", *NUMBERS):
+        if callable(value) and name in ("eps", "grad_eps", *NUMBERS):
             instead = (
                 " It takes no schedule: change it with optax.inject_hyperparams or, on "
                 "an Adadelta object, by assignment."
             )
         raise TypeError(f"{name} must be a real number, got {got}.{instead}")
+    rounded = ""
+    if array.dtype.itemsize < 4 and isinstance(array, jax.Array):
+        rounded = (
+            f" It has the parameters' dtype, {array.dtype}, which has few digits. Pass "
+            "hyperparam_dtype=jnp.float32 to optax.inject_hyperparams."
+        )
     if isinstance(array, Tracer):
-        if name in ("rho", "eps", "grad_eps") and array.dtype.itemsize < 4:
-            warnings.warn(
-                f"{name} is a traced {array.dtype}, which has too few digits: a rho of "
-                "0.999 becomes 1. With optax.inject_hyperparams, pass "
-                "hyperparam_dtype=jnp.float32.",
-                stacklevel=4,
-            )
+        if rounded and name == "rho":  # 0.999 is 1 then, and nothing else tells
+            warnings.warn(f"{name} is traced, and not checked.{rounded}", stacklevel=5)
         return array
     check, range_ = in_range
-    if not check(float(array)):
-        raise ValueError(f"{name} must be {range_}, got {value}.")
+    if not check(float(jax.device_get(array))):
+        raise ValueError(f"{name} must be {range_}, got {value}.{rounded}")
     return array if isinstance(array, jax.Array) else float(array)
 
 

@@ -23,7 +23,7 @@ _Results = TypeVar("_Results")
 
 @functools.cache
 def has_option() -> bool:
-    """Whether XLA has the option. XLA reads its flags once, so this does, too."""
+    """Whether XLA has the option. It reads its flags once, when a backend starts."""
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if flags and not flags.startswith("-"):  # then it is the path of a file of flags
         flags = Path(flags).read_text()

@@ -56,23 +56,32 @@ class Coefficients(NamedTuple):
     grad_eps: Scalar
 
 
+def least_eps(dtype: jnp.dtype) -> float:
+    """The least ε that is safe for arithmetic and averages in a real dtype.
+
+    Its product with what :func:`coefficients` adds to ρ is a normal number.
+    """
+    info = jnp.finfo(dtype)
+    return float(info.tiny) / float(info.eps) ** 2
+
+
 def coefficients(
-    numbers: Hyperparameters, dtype: jnp.dtype, least_grad_eps: float = 0.0
+    numbers: Hyperparameters,
+    dtype: jnp.dtype,
+    least: float,
+    least_grad_eps: float,
 ) -> Coefficients:
     """Prepare the hyperparameters for arithmetic in the real ``dtype``.
 
     At ρ = 0 the new ``d`` says nothing of the old one where ``g`` is 0, and the
     third equation is 0 / 0. In ``d`` alone, the rounding error squared is added
-    to ρ: that keeps it defined and changes no digit. Each ε has at least the value for
-    which the product of the two is a normal number.
+    to ρ: that keeps it defined and changes no digit.
     """
     rho, eps, grad_eps = numbers
-    info = jnp.finfo(dtype)
-    tiny_rho = float(info.eps) ** 2
-    least = float(info.tiny) / tiny_rho
+    tiny_rho = float(jnp.finfo(dtype).eps) ** 2
     eps = _at_least(_in_dtype(eps, dtype), least)
     if grad_eps is not None:
-        grad_eps = _at_least(_in_dtype(grad_eps, dtype), max(least, least_grad_eps))
+        grad_eps = _at_least(_in_dtype(grad_eps, dtype), least_grad_eps)
     return Coefficients(
         rho=_in_dtype(rho, dtype),
         one_minus_rho=_in_dtype(1 - rho, dtype),
@@ -83,7 +92,7 @@ def coefficients(
 
 
 class Decayed(NamedTuple):
-    """A gradient to which a part of its parameter is still to be added."""
+    """A gradient, with the parameter and the weight decay still to be added."""
 
     gradient: jax.Array
     parameter: jax.Array
@@ -148,9 +157,24 @@ def new_share_x(
     share: jax.Array, s: jax.Array, d: jax.Array, c: Coefficients
 ) -> jax.Array:
     """(1 − ρ) u², given the new ``s`` and the old ``d``."""
-    # An inverse, not a quotient: GPUs need fewer instructions for it. The first
-    # product is at most 1, so the second cannot overflow.
-    return share * (1 / (s + c.grad_eps)) * (d + c.eps)
+    # The first product is at most 1, so the second cannot overflow.
+    return _quotient(share, s + c.grad_eps) * (d + c.eps)
+
+
+@jax.custom_jvp
+def _quotient(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Divide by an inverse, for which GPUs need fewer instructions."""
+    return x * (1 / y)
+
+
+@_quotient.defjvp
+def _quotient_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Without the square of 1 / y, which overflows for a small ε."""
+    (x, y), (dx, dy) = primals, tangents
+    quotient = _quotient(x, y)
+    return quotient, (dx - quotient * dy) * (1 / y)
 
 
 def next_e_x(share_x: jax.Array, d: jax.Array, c: Coefficients) -> jax.Array:

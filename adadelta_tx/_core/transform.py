@@ -41,8 +41,8 @@ def scale_by_adadelta(
       rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
       eps: :math:`\epsilon`, added to both running averages under the roots,
         above 0 and below 1e30.
-      grad_eps: :math:`\epsilon_g`, added to E[g²] in its place, at least 0 and below
-        1e30. ``None`` means ``eps``, as in the paper.
+      grad_eps: :math:`\epsilon_g`, added to E[g²] instead of ``eps``, at least 0 and
+        below 1e30. ``None`` means ``eps``, as in the paper.
       accumulator_dtype: Dtype of both running averages: uint8, bfloat16, float32 or
         float64, see :func:`adadelta_tx.adadelta`. ``None`` takes the parameter's,
         but at least float32, and the real one for a complex parameter.
@@ -53,11 +53,11 @@ def scale_by_adadelta(
       :class:`adadelta_tx.CodedState`.
 
     Raises:
-      TypeError: If ``rho`` or ``eps`` is not a number. In ``init`` and
+      TypeError: If a hyperparameter is not a number. In ``init`` and
         ``update``: if a leaf is neither floating-point nor complex. In ``update``:
         if the state is not Adadelta's or has arrays of other dtypes, or a gradient
         is complex and its parameter real, or the other way round.
-      ValueError: If ``rho`` or ``eps`` is a number outside its range, unless it is
+      ValueError: If a hyperparameter is a number outside its range, unless it is
         traced, or ``accumulator_dtype`` is none of the above. In ``init``: if it is
         float64 and JAX has none. In ``update``: if gradients, state and, if given,
         parameters have different trees or shapes.
@@ -143,8 +143,9 @@ def adadelta(
         as in the paper. It has the units of :math:`g^2`: where E[g²] is small compared
         with it, the step is gradient descent at the learning rate. If it is small
         compared with E[g²] everywhere, steps do not depend on the scale of the loss.
-        0 means the least that is safe: 8e-25 in float32, 5e-277 in float64, and 1e-16
-        with uint8, which suits gradients from about 1e-8 to 20.
+        Less than 8e-25 counts as 8e-25, or as 5e-277 with float64 accumulators, or
+        as 1e-16 with uint8, which suits gradients from about 1e-8 to 20. So 0 means
+        the least that is safe.
       weight_decay: A number of at least 0 or a schedule. This times the parameters
         is added to the gradients before the scaling.
       weight_decay_mask: A tree of booleans with the parameters' structure or a
@@ -209,7 +210,7 @@ def adadelta(
     chain = optax.chain(
         add_decayed_weights(decay, weight_decay_mask),
         _scaling(rho, eps, grad_eps, accumulator_dtype),
-        optax.scale_by_learning_rate(rate),
+        _scale_by_learning_rate(rate),
     )
     warn_of_unusual(
         learning_rate, rho, eps, ("learning_rate", "eps"), "learning_rate, rho, eps"
@@ -229,12 +230,22 @@ def adadelta(
             )
         trees.check_chain(state, {"weight_decay": decay, "learning_rate": rate})
         trees.check(updates, params, state[1])
-        new, state = chain.update(updates, state, params)
-        if isinstance(rate, jax.Array):  # which promotes updates of fewer bits
-            new = jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), new, updates)
-        return new, state
+        return chain.update(updates, state, params)
 
     return optax.GradientTransformationExtraArgs(chain.init, update_fn)
+
+
+def _scale_by_learning_rate(
+    learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformation:
+    """Optax's, which would promote updates to the dtype of an array."""
+    if not isinstance(learning_rate, jax.Array):
+        return optax.scale_by_learning_rate(learning_rate)
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(
+            lambda u: -learning_rate.astype(u.dtype) * u, updates
+        )
+    )
 
 
 _compiled = functools.partial(jax.jit, static_argnames="parameter_dtype")
@@ -296,7 +307,7 @@ def _scaling(
             for i in range(1 + len(stored))
         )
         if count is not None:
-            count = count + 1  # after 2^31 - 1 comes -2^31
+            count = jnp.asarray(count, jnp.int32) + 1  # after 2^31 - 1 comes -2^31
         return new, accumulators.state_of(
             dict(zip(stored, columns, strict=True)), count
         )

@@ -11,6 +11,8 @@ from jax.tree_util import KeyPath, all_leaves, keystr, tree_flatten_with_path
 from adadelta_tx._core import accumulators
 from adadelta_tx._core.accumulators import PyTree
 
+_FIRST_STEP = 0.0045  # √(ε / (1 − ρ)) by default
+
 
 def check(updates: optax.Updates, params: optax.Params | None, state: Any) -> None:
     """Check that all have one tree and, for each leaf, one shape.
@@ -27,8 +29,9 @@ def check(updates: optax.Updates, params: optax.Params | None, state: Any) -> No
         if g is not None:
             inexact_dtype(path, g, "gradient")
     trees = accumulators.trees_of(state)
-    others = {} if params is None else {"the parameters": params}
-    others |= {f"the state's {key}": tree for key, tree in trees.items()}
+    others = {f"the state's {key}": tree for key, tree in trees.items()}
+    if params is not None:
+        others = {"the parameters": params, **others}
     columns = []
     for name, tree in others.items():
         column = []
@@ -53,14 +56,16 @@ def check(updates: optax.Updates, params: optax.Params | None, state: Any) -> No
                     f"The gradient{at(path)} has shape {jnp.shape(g)}, but its shape "
                     f"in {name} is {jnp.shape(leaf)}."
                 )
-        p = g if params is None else row[0]
-        if jnp.iscomplexobj(g) != jnp.iscomplexobj(p):
+        stored = row if params is None else row[1:]
+        if params is not None and jnp.iscomplexobj(g) != jnp.iscomplexobj(row[0]):
             raise TypeError(
-                f"The gradient{at(path)} is {jnp.result_type(g)}, but its parameter "
-                f"is {jnp.result_type(p)}: both must be real, or both complex."
+                f"The gradient{at(path)} is {jnp.result_type(g)}, but its parameter is "
+                f"{jnp.result_type(row[0])}: both must be real, or both complex."
             )
-        check_stored(path, dict(zip(trees, row[-len(trees) :], strict=True)))
+        check_stored(path, dict(zip(trees, stored, strict=True)))
     count = accumulators.count_of(state)
+    if isinstance(count, int):  # as from JSON
+        return
     if count is not None and (jnp.shape(count) or jnp.result_type(count) != jnp.int32):
         raise TypeError(
             "The state's count must be an int32 scalar, got "
@@ -137,10 +142,10 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
             f"The {what}{at(path)} has {kind}; Adadelta needs floating-point or "
             f"complex numbers. {instead}"
         )
-    if jnp.finfo(dtype).bits < 8:
+    if float(jnp.finfo(dtype).smallest_subnormal) > _FIRST_STEP:
         raise TypeError(
-            f"The {what}{at(path)} has dtype {dtype}, in which a step is rounded away."
-            " Use 8 bits or more."
+            f"The {what}{at(path)} has dtype {dtype}, in which Adadelta's first steps "
+            "of about 0.004 become 0. Use bfloat16 or float32."
         )
     return jax.dtypes.canonicalize_dtype(dtype)
 

@@ -109,7 +109,7 @@ class Node:
 
     def _no_attribute(self, key: str) -> AttributeError:
         # Python adds the nearest name where it shows the error.
-        what = hints.without(type(self).__name__, "attribute", key)
+        what = hints.without(type(self).__name__, "attribute", key, vars(self))
         return AttributeError(what, name=key, obj=self)
 
 

@@ -152,6 +152,58 @@ def test_two_epsilons_equal_the_textbook(gradients, rho, eps, grad_eps):
             assert_textbook(got, expected, gradients.dtype, eps)
 
 
+@pytest.mark.parametrize("accumulators", ["float32", "bfloat16", "float64", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+@pytest.mark.parametrize("grad_eps", [None, 0.0, 1e-30])
+def test_any_gradient_gives_finite_numbers(grad_eps, dtype, accumulators):
+    """Also where the state has fewer bits than the gradient, and after many zeros."""
+    with jax.enable_x64(True):
+        tx = adadelta_tx.scale_by_adadelta(
+            eps=1e-6 if grad_eps is None else 1e-30,
+            grad_eps=grad_eps,
+            accumulator_dtype=accumulators,
+        )
+        sizes = 10.0 ** jnp.arange(-44, 39, 2)
+        g = sizes.astype(dtype)
+        step = jax.jit(
+            lambda g, n, state: jax.lax.fori_loop(
+                0, n, lambda _, x: tx.update(g, x[1]), (g, state)
+            )
+        )
+        state = tx.init(g)
+        for gradient, times in ((g, 1), (0 * g, 1), (g, 3), (0 * g, 2500), (g, 1)):
+            updates, state = step(gradient, times, state)
+            chex.assert_tree_all_finite((updates, state))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.95])
+@pytest.mark.parametrize("grad_eps", [0.0, 1e-20, 1e-18])
+@pytest.mark.parametrize("dtype", ["float32", "complex64", "float64"])
+def test_derivatives_with_a_negligible_epsilon(dtype, grad_eps, rho):
+    """Finite at zero and tiny gradients; those of finite differences at others."""
+    with jax.enable_x64(dtype == "float64"):
+
+        def last(g, rho=rho):
+            tx = adadelta_tx.scale_by_adadelta(rho, grad_eps=grad_eps)
+            *_, (u, _, _) = run(tx, [g, g])
+            return jnp.sum(u).real
+
+        for g in (0.0, 1e-25, 1e-15, 1e-11, 1e-3, 1.0):
+            by_g = jax.grad(last)(jnp.asarray([g], dtype))
+            assert np.isfinite(by_g).all(), g
+        g, h, least = 1e-3, 1e-7, 5e-277 if dtype == "float64" else 8.27e-25
+
+        def moved(g):
+            steps = textbook.adadelta(
+                [[g]] * 2, rho, 1e-6, grad_eps=max(grad_eps, least)
+            )
+            return [u for u, _, _ in steps][-1][0]
+
+        want = (moved(g + h) - moved(g - h)) / (2 * h)
+        got = jax.grad(last)(jnp.asarray([g], dtype))[0].real
+        np.testing.assert_allclose(got, want, rtol=0.02, atol=1e-3)
+
+
 SCALES = [1e-6, 1e-3, 1.0, 1e3, 1e6]
 
 

@@ -17,7 +17,7 @@ from equinox.internal import closure_to_pytree
 from flax import nnx
 
 import adadelta_tx
-from adadelta_tx._core import one_pass, recurrence, trees
+from adadelta_tx._core import hints, one_pass, recurrence, trees
 from tests import textbook
 
 MAKERS = [adadelta_tx.adadelta, adadelta_tx.scale_by_adadelta]
@@ -504,12 +504,20 @@ ACCUMULATORS = [None, "uint8", "bfloat16", "float32", "float64"]
     "dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
 )
 def test_strict_promotion(dtype, accumulator_dtype):
-    """Where numbers are numbers or come from schedules, whatever a leaf's dtypes."""
+    """Alone, with decay, schedules and arrays, and injected."""
     schedule = optax.linear_schedule(1.0, 0.1, 10)
+    inject = optax.inject_hyperparams(
+        adadelta_tx.adadelta,
+        static_args=("accumulator_dtype", "weight_decay_mask"),
+        hyperparam_dtype=jnp.float32,
+    )
+    arrays = [jnp.float32(x) for x in (0.5, 0.99, 1e-6, 0.1)]
     makers = [
         adadelta_tx.adadelta,
         functools.partial(adadelta_tx.adadelta, 0.5, 0.99, weight_decay=0.1),
         functools.partial(adadelta_tx.adadelta, schedule, weight_decay=schedule),
+        functools.partial(adadelta_tx.adadelta, *arrays, grad_eps=arrays[2]),
+        functools.partial(inject, 0.5, 0.99, weight_decay=0.1, grad_eps=1e-9),
     ]
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         grads = {"w": jax.ShapeDtypeStruct((3,), dtype)}
@@ -665,13 +673,45 @@ def test_a_list_as_state():
         tx.update(1.0, list(tx.init(1.0)), 1.0)
 
 
-def test_numbers_of_four_bits():
-    leaf = {"w": jnp.ones(2, jnp.float4_e2m1fn)}
-    with pytest.raises(TypeError, match=r"The parameter at .*'w'.* float4_e2m1fn"):
+@pytest.mark.parametrize("dtype", ["float4_e2m1fn", "float8_e3m4"])
+def test_dtypes_without_small_numbers(dtype):
+    """In which no first step is anything but 0."""
+    leaf = {"w": jnp.ones(2, dtype)}
+    with pytest.raises(TypeError, match=f"The parameter at .*'w'.* {dtype}"):
         adadelta_tx.adadelta().init(leaf)
     state = adadelta_tx.scale_by_adadelta().init({"w": jnp.ones(2)})
-    with pytest.raises(TypeError, match=r"The gradient at .*'w'.* float4_e2m1fn"):
+    with pytest.raises(TypeError, match=f"The gradient at .*'w'.* {dtype}"):
         adadelta_tx.scale_by_adadelta().update(leaf, state)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_8_bit_parameters_move(dtype):
+    params = jnp.ones(2, dtype)
+    tx = adadelta_tx.adadelta(jnp.float32(1.0), weight_decay=0.1)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates.dtype == dtype
+    assert (updates.astype(jnp.float32) < -0.003).all()
+
+
+def test_a_count_from_json():
+    tx = adadelta_tx.scale_by_adadelta(accumulator_dtype="uint8")
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            state = tx.init(jnp.ones(2))._replace(count=3)
+            _, state = tx.update(jnp.ones(2), state)
+            assert (state.count, state.count.dtype) == (4, jnp.int32)
+
+
+def test_a_mask_function_with_a_gradient_that_is_none():
+    def mask(params):
+        return jax.tree.map(lambda x: x.ndim > 0, params)
+
+    tx = adadelta_tx.adadelta(weight_decay=0.1, weight_decay_mask=mask)
+    params = {"w": jnp.ones(2), "b": jnp.ones(())}
+    updates, _ = tx.update({"w": jnp.ones(2), "b": None}, tx.init(params), params)
+    assert updates["b"] is None
+    partial = jax.tree_util.Partial(mask)  # a tree without leaves that is a function
+    adadelta_tx.adadelta(weight_decay=0.1, weight_decay_mask=partial).init(params)
 
 
 class Node:
@@ -769,6 +809,7 @@ def test_a_mask_function_of_a_leaf():
     [
         ({"rho": optax.constant_schedule(0.9)}, "takes no schedule.*inject_hyperpa"),
         ({"eps": optax.constant_schedule(0.9)}, "takes no schedule.*inject_hyperpa"),
+        ({"grad_eps": optax.constant_schedule(0.9)}, "takes no schedule.*inject_hyper"),
         ({"learning_rate": [jnp.ones(2), jnp.ones(3)]}, "Pass parameters to init and"),
         ({"learning_rate": (jnp.ones(2), 1.0)}, "Pass parameters to init and update"),
         ({"rho": [jnp.ones(2), jnp.ones(3)]}, "rho must be a real number, got"),
@@ -800,9 +841,24 @@ def test_arguments_as_other_libraries_call_them(make, argument, message):
 
 
 def test_learning_rate_as_other_libraries_call_it():
-    for make in MAKERS:
-        with pytest.raises(TypeError, match=r"'lr'\. .*adadelta has learning_rate\."):
-            make(lr=1.0)
+    with pytest.raises(TypeError, match=r"'lr'\. Write learning_rate\."):
+        adadelta_tx.adadelta(lr=1.0)
+    with pytest.raises(TypeError, match=r"'lr'\. .*adadelta has a learning_rate\."):
+        adadelta_tx.scale_by_adadelta(lr=1.0)
+    with pytest.raises(TypeError, match=r"'params'\. Write train_vars\."):
+        adadelta_tx.Adadelta(params={})
+
+
+@pytest.mark.parametrize("callee", [*MAKERS, adadelta_tx.Adadelta])
+@pytest.mark.parametrize("name", sorted({*hints._INSTEAD, *sum(hints._SYNONYMS, ())}))
+def test_hints_name_what_there_is(callee, name):
+    known = inspect.signature(callee).parameters
+    if name in known:
+        return
+    with pytest.raises(TypeError, match=f"has no argument '{name}'. .") as error:
+        callee(**{name: 1.0})
+    if found := re.search(r"' *\. Write (\w+)\.$", str(error.value)):
+        assert found[1] in known or hasattr(callee, found[1])
 
 
 @pytest.mark.parametrize("state", [None, {"w": 1.0}, (), optax.EmptyState()])
