@@ -39,7 +39,8 @@ nitpicky = True
 # And the private modules, whose names no reader needs.
 nitpick_ignore_regex = [
     (r"py:.*", r"(brainpy|chex|jax|optax)\..*|adadelta_tx\.(brainpy\.)?_.*"),
-    (r"py:class", "AccumulatorDType|Any|ArrayLike|Callable|DTypeLike|Mapping|Sequence|StrPath"),
+    (r"py:class", "AccumulatorDType|Any|ArrayLike|Callable|DTypeLike|Mapping"),
+    (r"py:class", "Sequence|StrPath"),
 ]
 
 html_theme = "furo"
