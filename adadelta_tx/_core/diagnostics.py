@@ -90,7 +90,7 @@ def effective_learning_rate(
         eps=number("eps", eps, POSITIVE),
         grad_eps=None if grad_eps is None else number("grad_eps", grad_eps, BELOW_1E30),
     )
-    asked = None if percentiles is None else _checked(percentiles)
+    asked = None if percentiles is None else _percentile_numbers(percentiles)
     found = [
         node
         for node in jax.tree.leaves(state, is_leaf=accumulators.is_state)
@@ -146,7 +146,7 @@ def _sample(x: jax.Array) -> jax.Array:
     return x.at[positions].get(out_sharding=everywhere)
 
 
-def _checked(percentiles: Sequence[float]) -> np.ndarray:
+def _percentile_numbers(percentiles: Sequence[float]) -> np.ndarray:
     try:
         asked = np.asarray(percentiles, np.float64)
     except (TypeError, ValueError):
