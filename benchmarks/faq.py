@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "torch, optax with lr 1: ρ 0.9": {"rho": 0.9},
     "ε 1e-7": {"eps": 1e-7},
     "ε 1e-8": {"eps": 1e-8},
-    "Keras: lr 0.001, ε 1e-7": {"learning_rate": 0.001, "eps": 1e-7},
+    "Keras: lr 0.001, ε 1e-7": {"learning_rate": np.float64(0.001), "eps": 1e-7},
 }
 RHOS = (0.9, 0.95, 0.99)
 

@@ -906,7 +906,7 @@ def test_collections_add_up():
         ),
         (
             lambda: Adadelta(variables()).step(),
-            "attribute 'step'. Write update(grads).",
+            "attribute 'step'. An Adadelta object has update(grads).",
         ),
         (lambda: Adadelta(variables()).zero_grad(), "there is nothing to reset."),
         (lambda: Adadelta(variables(), momentum=0.9), "Adadelta has none."),
