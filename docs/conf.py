@@ -40,7 +40,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(brainpy|chex|jax|optax)\..*|adadelta_tx\.(brainpy\.)?_.*"),
     (r"py:class", "AccumulatorDType|Any|ArrayLike|Callable|DTypeLike|Mapping"),
-    (r"py:class", "Sequence|StrPath"),
+    (r"py:class", "PyTree|Sequence|StrPath"),
 ]
 
 html_theme = "furo"
