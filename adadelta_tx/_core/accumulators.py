@@ -130,6 +130,12 @@ def arithmetic_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if jnp.float64 in floats else jnp.float32)
 
 
+def widened(x: jax.Array, real: jnp.dtype) -> jax.Array:
+    """An array in that real dtype or, if it is complex, in the complex one of it."""
+    wide = jnp.complex128 if real == jnp.float64 else jnp.complex64
+    return x.astype(wide if jnp.iscomplexobj(x) else real)
+
+
 def zeros(parameter: ArrayLike | jax.ShapeDtypeStruct, dtype: DTypeLike) -> jax.Array:
     """An accumulator of zeros with the parameter's shape and sharding."""
     if isinstance(parameter, Tracer):
@@ -184,9 +190,7 @@ def _results(
     """
     real = arithmetic_dtype(g.dtype, stored[0].dtype)
     c = _coefficients(numbers, stored, real)
-    exact = recurrence.total(g)
-    wide = jnp.complex128 if real == jnp.float64 else jnp.complex64
-    exact = exact.astype(wide if jnp.iscomplexobj(exact) else real)
+    exact = widened(recurrence.total(g), real)
     if is_coded(stored):
         exact = recurrence.bounded(exact, _largest_coded(c.grad_eps), repeated)
         share = recurrence.new_share(exact, recurrence.relative(c))

@@ -64,9 +64,9 @@ def check(updates: optax.Updates, params: optax.Params | None, state: Any) -> No
             )
         check_stored(path, dict(zip(trees, stored, strict=True)))
     count = accumulators.count_of(state)
-    if isinstance(count, int):  # as from JSON
-        return
-    if count is not None and (jnp.shape(count) or jnp.result_type(count) != jnp.int32):
+    if not isinstance(count, int | None) and (  # an int comes from JSON
+        jnp.shape(count) or jnp.result_type(count) != jnp.int32
+    ):
         raise TypeError(
             "The state's count must be an int32 scalar, got "
             f"{jnp.result_type(count)} of shape {jnp.shape(count)}."

@@ -47,7 +47,6 @@ AccumulatorDType = (
     | None
 )
 
-_KEYWORDS = ("weight_decay", "grad_epsilon", "accumulator_dtype")
 _SUFFIXES = {"e_g": "_cache", "e_x": "_delta", "codes": "_codes"}
 """How the variables are called in which a parameter's accumulators are."""
 
@@ -296,6 +295,9 @@ class Adadelta(Node):
     load_states = load_states
 
     def __repr__(self) -> str:
-        keys = ("lr", "epsilon", "rho", "name", *_KEYWORDS)
+        keys = (
+            *("lr", "epsilon", "rho", "name"),
+            *("weight_decay", "grad_epsilon", "accumulator_dtype"),
+        )
         shown = ", ".join(f"{key}={getattr(self, key)!r}" for key in keys)
         return f"{type(self).__name__}({shown})"

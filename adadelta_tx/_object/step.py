@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -82,8 +81,7 @@ def _wide(g: Any, parameter: jax.Array, stored: jax.Array) -> jax.Array:
     """A gradient in the dtype to calculate in, and so the update in it too."""
     g = _canonical(g)
     real = accumulators.arithmetic_dtype(g.dtype, parameter.dtype, stored.dtype)
-    wide = np.result_type(real, np.complex64) if jnp.iscomplexobj(g) else real
-    return g.astype(wide)
+    return accumulators.widened(g, real)
 
 
 def _moved(lr: Any, weight_decay: Any, x: jax.Array, update: jax.Array) -> jax.Array:
