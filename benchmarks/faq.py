@@ -4,6 +4,7 @@ Twelve small experiments with the optimizer itself on one number or a few thousa
 float64, each a table. "Noise" is a gradient drawn anew from N(0, 1) in each step.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -86,6 +87,14 @@ def noisy_quadratic(x: jax.Array, n: jax.Array) -> jax.Array:
     return x + n
 
 
+@functools.cache
+def distance(eps: float = 1e-6, learning_rate: float = 1.0) -> float:
+    """From the minimum of x² / 2, where noise keeps x: root mean square."""
+    tx = adadelta_tx.adadelta(learning_rate, eps=eps)
+    steps = round(60 / (learning_rate**2 * eps) ** 0.375)
+    return rms(second_half(run(tx, noisy_quadratic, 0.0, steps, 256)[0]))
+
+
 def learning_rate_1() -> Table:
     """How long a distance of 1 takes with a constant gradient."""
     rows: Table = {"setting": [], "first step": [], "steps for a distance of 1": []}
@@ -123,13 +132,11 @@ def epsilon() -> Table:
     for eps in (1e-4, 1e-6, 1e-8):
         tx = adadelta_tx.adadelta(eps=eps)
         step = rms(second_half(run(tx, noise, 0.0, 20_000, 256)[1]))
-        steps = round(60 / math.sqrt(eps) ** 0.75)
-        error = rms(second_half(run(tx, noisy_quadratic, 0.0, steps, 256)[0]))
         cells = (
             f"{eps:g}",
             f"{step:.2g}",
             f"{step / math.sqrt(eps):.2f}",
-            f"{error:.4f}",
+            f"{distance(eps):.4f}",
         )
         for column, cell in zip(rows.values(), cells, strict=True):
             column.append(cell)
@@ -150,9 +157,8 @@ def decay() -> Table:
     }
     for numbers in settings.values():
         tx = adadelta_tx.adadelta(**numbers)
-        noisy = run(tx, noisy_quadratic, 0.0, 60_000, 256)[0]
         steep = run(tx, lambda x, _: 10 * x, 1.0, 60_000)[0]
-        rows["loss x² / 2, noise"].append(f"{rms(second_half(noisy)):.4f}")
+        rows["loss x² / 2, noise"].append(f"{distance(**numbers):.4f}")
         rows["loss 10 x² / 2, no noise"].append(f"{rms(second_half(steep)):.2g}")
     return rows
 
@@ -236,14 +242,14 @@ def huge_gradient() -> Table:
 def loss_scale() -> Table:
     """How far 250 steps with a constant gradient go, by the loss's factor."""
     scales = (1e3, 1.0, 0.1, 0.01, 1e-3, 1e-4)
-    travel = [
-        -run(adadelta_tx.adadelta(), lambda x, _, c=c: c + 0 * x, 0.0, 250)[0][-1, 0]
-        for c in scales
-    ]
-    return {
-        "loss ×": [f"{scale:g}" for scale in scales],
-        "distance after 250 steps": [f"{x:.3f}" for x in travel],
-    }
+    rows: Table = {"loss ×": [f"{scale:g}" for scale in scales]}
+    for name, grad_eps in (("defaults", None), ("grad_eps=0", 0.0)):
+        tx = adadelta_tx.adadelta(grad_eps=grad_eps)
+        rows[f"distance after 250 steps, {name}"] = [
+            f"{-run(tx, lambda x, _, c=c: c + 0 * x, 0.0, 250)[0][-1, 0]:.3f}"
+            for c in scales
+        ]
+    return rows
 
 
 def float16() -> Table:

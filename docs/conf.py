@@ -57,7 +57,10 @@ html_math_renderer = "mathml"
 
 
 def write_tables(folder: Path) -> None:
-    """Writes ``<benchmark>.md`` for each committed result: its tables, and whence."""
+    """Writes ``<benchmark>.md`` for each committed result: its tables, and whence.
+
+    And ``<benchmark>_<table>.md`` for each of benchmarks.choosing, which a page shows.
+    """
     folder.mkdir(exist_ok=True)
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         document = json.loads(path.read_text())
@@ -67,6 +70,9 @@ def write_tables(folder: Path) -> None:
         machine = f"{document.pop('machine')} ({document.pop('device')})"
         versions = ", ".join(f"{name} {number}" for name, number in document.items())
         origin = f"Measured by `{command}` on {machine} with {versions}. {note}"
+        if path.stem == "choosing":
+            for name, table in benchmark.tables(results).items():
+                (folder / f"choosing_{name}.md").write_text(f"{table}\n")
         text = f"{benchmark.summary(results)}\n\n{origin.strip()}\n"
         (folder / path.name).with_suffix(".md").write_text(text)
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import choosing, faq
+from benchmarks import faq
 from tests import textbook
 
 
@@ -32,21 +32,7 @@ def test_distance_is_that_of_the_textbook():
         assert in_float32 == pytest.approx(arrived, abs=1)
 
 
-def test_choosing_benchmark(tmp_path, capsys, monkeypatch):
-    first, *_ = choosing.PROBLEMS
-    monkeypatch.setattr(choosing, "PROBLEMS", {first: choosing.PROBLEMS[first]})
-    few = {name: choosing.MAKE[name] for name in (choosing.ADADELTA, "Adam")}
-    monkeypatch.setattr(choosing, "MAKE", few)
-    choosing.main(["--quick", "--out", str(tmp_path)])
-    results = json.loads((tmp_path / "choosing.json").read_text())["results"]
-    assert choosing.summary(results) in capsys.readouterr().out
-    for row in results["batches"]:
-        assert 0 <= row["errors"][0] < 20  # percent; by chance 90
-    for name in ("noise", "rates"):
-        assert (tmp_path / f"choosing_{name}.png").stat().st_size > 10_000
-
-
 def test_epsilon_is_a_squared_learning_rate():
-    small, large = (choosing.noise(0.95, eps)["distance"] for eps in (1e-4, 1e-2))
+    small, large = (faq.distance(eps) for eps in (1e-4, 1e-2))
     # SGD's distance goes with the root of its learning rate.
     assert large / small == pytest.approx(100**0.25, rel=0.05)

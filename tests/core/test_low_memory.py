@@ -652,7 +652,7 @@ def train_all(problem, rho):
     with tqdm(disable=True) as progress:
         return {
             kind: low_memory.train(
-                problem, kind, rho, low_memory.SCALES, 3, 8, progress
+                problem, kind, {"rho": rho}, (1e-3, 1.0, 1e5), 3, 8, progress
             )
             for kind in low_memory.KINDS
         }
