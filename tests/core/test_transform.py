@@ -942,7 +942,7 @@ def integers(tx):
         (from_nnx, "With flax.nnx, pass nnx.state(model, nnx.Param) as the param"),
         (
             averages_not_of_nnx,
-            "the state's e_g: the root is a State, not a dict. With flax.nnx, gradients "
+            "e_g: the root is a State, not a dict. With flax.nnx, gradients "
             "and averages are an nnx.State. To copy averages from a dict, write "
             "nnx.replace_by_pure_dict(",
         ),
