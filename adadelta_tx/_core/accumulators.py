@@ -111,7 +111,7 @@ def check_requested(accumulator_dtype: Any) -> DTypeLike | None:
         return None
     name = None
     if not isinstance(accumulator_dtype, np.ndarray | jax.Array | list | tuple):
-        with contextlib.suppress(TypeError, ValueError, SyntaxError):
+        with contextlib.suppress(TypeError, ValueError):
             name = jnp.dtype(accumulator_dtype).name
     if name not in _SUPPORTED:
         instead = ""
