@@ -326,11 +326,11 @@ def summary(results: dict[str, Any]) -> str:
     training = [row for row in rows if not row["leaves"]]
     parts = [
         alone_table(single),
-        f"{roofline_table(single)}\n(i: bound by instructions, not by memory)",
+        f"{roofline_table(single)}\n\n(i: bound by instructions, not by memory)",
     ]
     if training:
         parts.append(
-            f"{whole_table(training)}\n"
+            f"{whole_table(training)}\n\n"
             f"({SGD}: what it takes per parameter; the others: how much more than that)"
         )
     return "\n\n".join(parts)
