@@ -353,6 +353,17 @@ def test_what_is_on_the_screen(name):
     assert told
 
 
+def test_readme_links_to_pages_and_sections():
+    links = re.findall(
+        r"/latest/(\w+)\.html(?:#([^)]+))?", path_of("README").read_text()
+    )
+    assert len(links) > 15
+    for name, anchor in links:
+        headings = re.findall(r"^#+ (.+)$", path_of(name).read_text(), re.MULTILINE)
+        slugs = {re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in headings}
+        assert not anchor or anchor in slugs, (name, anchor)
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
