@@ -229,17 +229,16 @@ def alone_table(rows: list[dict[str, Any]]) -> str:
             continue
         one = single[row["chip"], row["kind"]]
         if "error" in row or "error" in one:
-            cells = [row.get("error") or one["error"], *[""] * 6]
+            cells = [row.get("error") or one["error"], *[""] * 5]
         else:
             each = row["parameters"]
-            analysed, instructions = row["analysed_bytes"], row["instructions"]
+            instructions = row["instructions"]
             others = (str(r["scalar_kernels"] + r["copies"]) for r in (one, row))
             cells = [
                 f"{row['array_kernels'] / row['leaves']:.2g}",
                 " → ".join(others),
                 f"{row['memory_bytes'] / each:.2f}",
                 f"{row['limit_bytes'] / each:.2f}",
-                f"{analysed / each:.2f}" if analysed else "",
                 f"{row['temporary_bytes'] / each:.2f}",
                 f"{instructions / each:.0f}" if instructions else "",
             ]
@@ -254,7 +253,6 @@ def alone_table(rows: list[dict[str, Any]]) -> str:
             f"others, {LEAVES[0]} → {LEAVES[-1]} leaves",
             "bytes per parameter",
             "limit",
-            "XLA's bytes",
             "temporary bytes",
             "instructions",
         ],
@@ -288,9 +286,9 @@ def whole_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         base = sgd[row["chip"], row["chips"]]
         if "error" in row or "error" in base:
-            cells = [row.get("error") or base["error"], *[""] * 4]
+            cells = [row.get("error") or base["error"], *[""] * 3]
         else:
-            sizes = ("memory_bytes", "analysed_bytes", "temporary_bytes")
+            sizes = ("memory_bytes", "temporary_bytes")
             each = row["parameters"]
             cells = [
                 *(_beyond(row, base, name, ".1f", each) for name in sizes),
@@ -303,7 +301,6 @@ def whole_table(rows: list[dict[str, Any]]) -> str:
             "chips",
             "optimizer",
             "bytes per parameter",
-            "XLA's bytes",
             "temporary bytes",
             "array kernels",
             "collectives",
@@ -329,11 +326,11 @@ def summary(results: dict[str, Any]) -> str:
     training = [row for row in rows if not row["leaves"]]
     parts = [
         alone_table(single),
-        f"{roofline_table(single)}\n(i: bound by instructions, not by memory)",
+        f"{roofline_table(single)}\n\n(i: bound by instructions, not by memory)",
     ]
     if training:
         parts.append(
-            f"{whole_table(training)}\n"
+            f"{whole_table(training)}\n\n"
             f"({SGD}: what it takes per parameter; the others: how much more than that)"
         )
     return "\n\n".join(parts)
@@ -343,8 +340,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the calculated time of a step, as a share of float32's limit."""
     names = list(dict.fromkeys(row["chip"] for row in rows))
     figure = pictures.figure(
-        1.2 + 0.6 * len(names),
-        "The least time of a step on each chip, computed from its peak numbers",
+        2.2 + 0.6 * len(names),
+        "The least time of a step, from each chip's peak numbers",
     )
     axes = figure.subplots()
     hollow = False
@@ -387,7 +384,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.grid(visible=False, axis="y")
     for i in range(len(names) - 1):
         axes.axhline(i + 0.5, color="0.85", linewidth=1)
-    figure.legend(loc="outside right center", frameon=False)
+    figure.legend(loc="outside lower center", frameon=False, ncols=2)
     pictures.save(figure, path)
 
 

@@ -233,9 +233,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     models = by_model(rows)
     names = [*next(iter(models.values()))]
     figure = pictures.figure(
-        1.2 + 0.55 * len(names), "Time of a whole training step, on a CPU"
+        1.2 + 0.45 * len(names) * len(models),
+        "Time of a whole training step, on a CPU",
     )
-    panels = figure.subplots(1, len(models), sharey=True)
+    panels = figure.subplots(len(models), 1, squeeze=False)[:, 0]
     for axes, (model, cells) in zip(panels, models.items(), strict=True):
         for i, (name, both) in enumerate(cells.items()):
             ours = name.startswith(OURS)
@@ -248,8 +249,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     median,
                     height=0.36,
                     xerr=[[median - low], [high - median]],
-                    color="black" if ours else "0.75",
-                    edgecolor="0.75" if ours else "0.4",
+                    color=pictures.OURS if ours else pictures.OTHERS,
+                    edgecolor="white",
                     hatch="////" if option else None,
                     error_kw={"ecolor": "0.5", "capsize": 2},
                 )
@@ -262,12 +263,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     fontsize=8,
                 )
         axes.set_title(model, fontsize=10)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
         highest = (row["quartiles_ms"][1] for both in cells.values() for row in both)
         axes.set_xlim(0, 1.3 * max(highest))
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].invert_yaxis()
     figure.supxlabel(
-        "milliseconds, median and quartiles; hatched bars: with XLA's option",
+        "milliseconds, median and quartiles; hatched: with XLA's option",
         fontsize=10,
     )
     pictures.plain(panels)

@@ -348,26 +348,34 @@ def draw_steps(results: dict[str, Any], path: Path) -> None:
     seen = results["look"]
     numbers = ", ".join(f"{name} = {value:g}" for name, value in LOOKED_INTO)
     figure = pictures.figure(5, f"One run of ADADELTA on MNIST, {numbers}")
-    panels = figure.subplots(2, len(seen["rates"]), sharex=True, sharey="row")
-    for i, (upper, lower) in enumerate(panels.T):
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for i, style in zip(range(len(seen["rates"])), pictures.STYLES, strict=False):
         low, median, high = np.asarray(seen["rates"][i]).T
-        upper.fill_between(seen["batches"], low, high, color="0.75", linewidth=0)
-        upper.plot(seen["batches"], median, color="black")
+        label = f"layer {i + 1}: {mnist.LAYERS[i]} × {mnist.LAYERS[i + 1]}"
+        upper.fill_between(
+            seen["batches"], low, high, color=style.color, alpha=0.2, linewidth=0
+        )
+        upper.plot(
+            seen["batches"], median, linestyle=style.linestyle, color=style.color
+        )
         squares = np.asarray(seen["updates"][i]) ** 2
         window = min(SMOOTHED, len(squares))
         smooth = np.sqrt(np.convolve(squares, np.ones(window) / window, "valid"))
-        lower.plot(seen["batches"][window - 1 :], smooth, color="black")
-        upper.set_title(
-            f"layer {i + 1}: {mnist.LAYERS[i]} × {mnist.LAYERS[i + 1]}", fontsize=10
+        lower.plot(
+            seen["batches"][window - 1 :],
+            smooth,
+            linestyle=style.linestyle,
+            color=style.color,
+            label=label,
         )
-    panels[0, 0].set(
-        ylabel="effective learning rate\n(grey: 5 % to 95 %)", ylim=(0, 1.05)
+    upper.set(ylabel="effective learning rate\n(shaded: 5 % to 95 %)", ylim=(0, 1.05))
+    lower.set(
+        xlabel=f"batches of {BATCH} images",
+        ylabel=f"RMS of the updates\nover {LOOK * SMOOTHED} batches",
+        yscale="log",
     )
-    panels[1, 0].set(
-        ylabel=f"RMS of the updates\nover {LOOK * SMOOTHED} batches", yscale="log"
-    )
-    figure.supxlabel(f"batches of {BATCH} images", fontsize=10)
-    pictures.plain(panels.flat)
+    lower.legend()
+    pictures.plain([upper, lower])
     pictures.save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/works_with.md, from what `make examples` and donation.py left.
+"""The tables of docs/measurements.md, from what `make examples` and donation.py left.
 
 Prints them; with --page it writes them there, and keeps the results beside this file.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 KEPT = ROOT / "examples/results"
-PAGE = ROOT / "docs/works_with.md"
+PAGE = ROOT / "docs/measurements.md"
 SOURCE = "https://github.com/adadelta-tx/adadelta_tx/blob/main"
 
 

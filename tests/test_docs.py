@@ -9,10 +9,10 @@ import inspect
 import io
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import brainpy as bp
-import braintools
 import chex
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from benchmarks import (
     accelerators,
     choosing,
     faq,
+    faults,
     low_memory,
     stateful,
     step,
@@ -142,7 +143,7 @@ def test_tables_of_questions_are_those_that_were_measured():
 
 
 def test_headlines():
-    """README's first table."""
+    """README's figures; those of the results in short and of the start."""
     rows = {
         (row["implementation"], row["parameters"], row["leaves"]): row
         for row in results(step)["results"]["steps"]
@@ -151,11 +152,23 @@ def test_headlines():
     large = 3 * 10**7, 1
     ours, theirs = rows[step.OURS, *large], rows[step.OPTAX, *large]
     times = theirs["median_ms"] / ours["median_ms"]
+    medians = {
+        (row["allocator"], row["implementation"]): row["median_ms"]
+        for row in results(step)["results"]["allocation"]
+        if row["parameters"] == large[0] and row["donated"]
+    }
+    by_allocator = {
+        name: medians[name, step.OPTAX] / medians[name, step.OURS]
+        for name in step.ALLOCATORS
+    }
+    told = "allocation | {:.1f}, and {default:.1f} in a second measurement |"
+    assert told.format(times, **by_allocator) in page("README")
+    for name in ("huge pages", step.KEPT):
+        (told,) = re.findall(rf"\| with \[{name}\][^|]+ \| (\S+) \|", page("README"))
+        assert told == f"{by_allocator[name]:.1f}"
     temporary = [row["temporary_bytes"] / large[0] for row in (ours, theirs)]
-    assert (
-        f"30 million parameters | {times:.1f} times as fast, with {temporary[0]:.0f} "
-        f"bytes of temporary memory per parameter instead of {temporary[1]:.0f}"
-    ) in page("README")
+    told = "{:.0f} bytes per parameter instead of {:.0f}".format(*temporary)
+    assert told in page("README")
 
     both = step.by_option(results(step)["results"]["steps"], "30,000,000")
     fast, optaxs = both[step.OURS][1]["median_ms"], both[step.OPTAX]
@@ -164,13 +177,29 @@ def test_headlines():
         f"{without:.1f} times as fast as optax without it, {with_option:.1f} times as "
         "fast as optax with it"
     ) in page("README")
+    assert f"{times:.1f} times as fast as optax's, and {without:.1f} times with an" in (
+        page("results")
+    )
+    assert (
+        f"is {times:.1f} times as fast as `optax.adadelta`'s, or {without:.1f} times"
+    ) in page("index")
 
     models = training.by_model(results(training)["results"]).values()
     ratios = [
-        cells[training.OPTAX][0]["median_ms"] / cells[training.OURS][0]["median_ms"]
+        [
+            theirs["median_ms"] / ours["median_ms"]
+            for theirs, ours in zip(
+                cells[training.OPTAX], cells[training.OURS], strict=True
+            )
+        ]
         for cells in models
     ]
-    assert f"{min(ratios):.1f} to {max(ratios):.1f} times as fast" in page("README")
+    without, with_option = (
+        f"{min(column):.1f} to {max(column):.1f} times"
+        for column in zip(*ratios, strict=True)
+    )
+    assert f"{without} as fast, and {with_option} with XLA's option" in page("README")
+    assert f"{without} as fast" in page("results")
 
     state = [
         round(row["state_bytes"] / row["parameters"])
@@ -189,7 +218,23 @@ def test_headlines():
         eager[name]["median_ms"]
         for name in ("adadelta_tx.Adadelta", "brainpy.optim.Adadelta")
     )
-    assert f"{theirs / ours:.1f} times as fast as that of `brainpy" in page("README")
+    for name in ("README", "results"):
+        assert f"{theirs / ours:.1f} times as fast as that of `brainpy" in page(name)
+
+
+def test_what_results_tell_of_faults():
+    found = results(faults)["results"].values()
+    kills, damage = Counter(), Counter()
+    for counts in found:
+        kills.update(counts["kills"])
+        for outcomes in counts["damage"].values():
+            damage.update(outcomes)
+    assert all(outcome.endswith(", kept") for outcome in kills)
+    assert damage.keys() == {"refused", "loaded as written"}
+    told = (
+        f"{kills.total():,} processes were killed, and none of {damage.total():,} dam"
+    )
+    assert told in page("results")
 
 
 def test_what_the_option_gives():
@@ -216,7 +261,7 @@ def test_what_the_option_gives():
     ("chips", "told"),
     [
         ("TPU", "a step moves 28 bytes per parameter, optax's 38 to 48"),
-        ("[AHB]", "it moves as many bytes as optax's"),
+        ("[AHB]", "a step moves 28 bytes per parameter, and so does optax's"),
     ],
 )
 def test_headlines_of_accelerators(chips, told):
@@ -250,46 +295,39 @@ def test_quality_of_smaller_states():
 
 
 FUNCTIONS = {
-    "here": adadelta_tx.adadelta,
     "`adadelta_tx.adadelta`": adadelta_tx.adadelta,
     "`adadelta_tx.Adadelta`": adadelta_tx.Adadelta.__init__,
-    "optax": optax.adadelta,
     "`optax.adadelta` 0.2.8": optax.adadelta,
-    "BrainPy": bp.optim.Adadelta.__init__,
     "`brainpy.optim.Adadelta` 2.8.2 and 2.9": bp.optim.Adadelta.__init__,
-    "braintools": braintools.optim.Adadelta.__init__,
 }
 
 
 @pytest.mark.parametrize(
     ("name", "cells"),
     [
-        ("faq", 12),
-        ("coming_from_optax", 11),
-        ("coming_from_pytorch", 4),
-        ("coming_from_keras", 4),
-        ("coming_from_brainpy", 9),
+        ("switching", 8),
+        ("brainpy", 14),
+        ("README", 8),
     ],
 )
 def test_defaults(name, cells):
-    """Of what is installed here; the blocks of two pages run torch and Keras."""
-    table = re.search(
-        r"^\| \| .*\n(\|.*\n)+", (ROOT / f"docs/{name}.md").read_text(), re.M
-    )
+    """Of what is installed here."""
+    pattern = r"^\|.* `adadelta_tx\.adadelta` \|.*\n(\|.*\n)+"
+    table = re.search(pattern, path_of(name).read_text(), re.MULTILINE)
     header, _, *rows = table[0].splitlines()
     columns = [cell.strip() for cell in header.split("|")]
     checked = 0
     for row in rows:
         for column, cell in zip(columns, row.split("|"), strict=False):
-            told = re.search(r"`(\w+)=([^`]+)`", cell)
-            if told and column in FUNCTIONS:
-                parameters = inspect.signature(FUNCTIONS[column]).parameters
-                assert str(parameters[told[1]].default) == str(eval(told[2]))
-                checked += 1
+            for argument, told in re.findall(r"`(\w+)=([^`]+)`", cell):
+                if column in FUNCTIONS:
+                    parameters = inspect.signature(FUNCTIONS[column]).parameters
+                    assert str(parameters[argument].default) == str(eval(told))
+                    checked += 1
     assert checked == cells
 
 
-@pytest.mark.parametrize("name", ["README", "start"])
+@pytest.mark.parametrize("name", ["README", "index"])
 def test_what_is_on_the_screen(name):
     """Of each block of Python: the block of text after it, or before the next one."""
     text = path_of(name).read_text()
@@ -310,6 +348,17 @@ def test_what_is_on_the_screen(name):
             )
             np.testing.assert_allclose(printed, expected, atol=0.03)
     assert told
+
+
+def test_readme_links_to_pages_and_sections():
+    links = re.findall(
+        r"/latest/(\w+)\.html(?:#([^)]+))?", path_of("README").read_text()
+    )
+    assert len(links) > 15
+    for name, anchor in links:
+        headings = re.findall(r"^#+ (.+)$", path_of(name).read_text(), re.MULTILINE)
+        slugs = {re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in headings}
+        assert not anchor or anchor in slugs, (name, anchor)
 
 
 def test_readme_is_short():

@@ -111,15 +111,17 @@ def check_requested(accumulator_dtype: Any) -> DTypeLike | None:
         return None
     name = None
     if not isinstance(accumulator_dtype, np.ndarray | jax.Array | list | tuple):
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError, ValueError):
             name = jnp.dtype(accumulator_dtype).name
     if name not in _SUPPORTED:
-        traced = ""
+        instead = ""
         if isinstance(accumulator_dtype, jax.Array):
-            traced = " Name it in the static_args of optax.inject_hyperparams."
+            instead = " Name it in the static_args of optax.inject_hyperparams."
+        elif "8" in str(accumulator_dtype):
+            instead = " For 8 bits, write uint8."
         raise ValueError(
             f"accumulator_dtype must be None or one of {', '.join(_SUPPORTED)}; "
-            f"got {accumulator_dtype!r}.{traced}"
+            f"got {accumulator_dtype!r}.{instead}"
         )
     return jnp.dtype(name)
 

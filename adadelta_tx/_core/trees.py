@@ -44,7 +44,7 @@ def check(updates: optax.Updates, params: optax.Params | None, state: Any) -> No
         if not fits:
             raise ValueError(
                 f"The gradients' tree does not match that of {name}: "
-                f"{difference(updates, tree)}.{_instead(updates, tree)}"
+                f"{difference(updates, tree)}.{_instead(updates, tree, name)}"
             )
         columns.append(column)
     for (path, g), *row in zip(leaves, *columns, strict=True):
@@ -171,8 +171,8 @@ def difference(got: PyTree, want: PyTree, path: KeyPath = ()) -> str:
     return f"the static fields of {kinds[0]} at {here} differ"
 
 
-def _instead(got: PyTree, want: PyTree) -> str:
-    """What to write where a library makes trees of two kinds."""
+def _instead(got: PyTree, want: PyTree, name: str) -> str:
+    """What to write where a library makes trees of two kinds; the name is of want's."""
     kinds = [type(tree).__name__ for tree in (got, want)]
     if kinds[0] == kinds[1]:
         return ""
@@ -180,8 +180,13 @@ def _instead(got: PyTree, want: PyTree) -> str:
         return " Write loss, gradients = jax.value_and_grad(…)(params)."
     if "FrozenDict" in kinds:
         return " flax.core.unfreeze makes a dict of a FrozenDict."
-    if "State" in kinds:
+    if "State" in kinds and name == "the parameters":
         return " With flax.nnx, pass nnx.state(model, nnx.Param) as the parameters."
+    if "State" in kinds:
+        return (
+            " With flax.nnx, gradients and averages are an nnx.State. To copy averages "
+            "from a dict, write nnx.replace_by_pure_dict(state[1].e_g, averages)."
+        )
     return ""
 
 

@@ -115,6 +115,12 @@ def test_accumulator_dtype_not_supported(make, dtype):
         make(accumulator_dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", ["8bit", "int8", 8, jnp.float8_e4m3fn, "8-bit"])
+def test_accumulator_dtype_of_8_bits_by_another_name(dtype):
+    with pytest.raises(ValueError, match=r"For 8 bits, write uint8\.$"):
+        adadelta_tx.adadelta(accumulator_dtype=dtype)
+
+
 @pytest.mark.parametrize("rho", [-3.0, 7.0])
 def test_traced_hyperparameter_is_used_as_it_is(rho):
     g = jnp.array([0.25, -0.25])
@@ -889,6 +895,27 @@ def from_nnx(tx):
     tx.update(grads, tx.init(nnx.state(model, nnx.Param)), model)
 
 
+def averages_not_of_nnx(tx):
+    """A dict, as another library's checkpoint has it."""
+    params = nnx.state(nnx.Linear(2, 1, rngs=nnx.Rngs(0)), nnx.Param)
+    averages = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
+    decay, _, rate = tx.init(params)
+    state = decay, optax.ScaleByAdaDeltaState(averages, averages), rate
+    tx.update(params, state, params)
+
+
+def test_averages_of_nnx_are_copied_as_the_error_says():
+    params = nnx.state(nnx.Linear(2, 1, rngs=nnx.Rngs(0)), nnx.Param)
+    averages = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
+    tx = adadelta_tx.adadelta(rho=0.5)
+    state = tx.init(params)
+    nnx.replace_by_pure_dict(state[1].e_g, averages)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    _, state = tx.update(grads, state, params)
+    for x in jax.tree.leaves(state[1].e_g):
+        np.testing.assert_array_equal(x, 0.5)
+
+
 def from_equinox(tx):
     tx.init(eqx.nn.MLP(1, 1, 2, 1, key=jax.random.key(0)))
 
@@ -913,6 +940,12 @@ def integers(tx):
         (from_value_and_grad, "a tuple, not a dict. Write loss, gradients = jax.val"),
         (from_flax, "a dict, not a FrozenDict. flax.core.unfreeze makes a dict"),
         (from_nnx, "With flax.nnx, pass nnx.state(model, nnx.Param) as the param"),
+        (
+            averages_not_of_nnx,
+            "e_g: the root is a State, not a dict. With flax.nnx, gradients "
+            "and averages are an nnx.State. To copy averages from a dict, write "
+            "nnx.replace_by_pure_dict(",
+        ),
         (from_equinox, "For an Equinox model, pass eqx.filter(model, eqx.is_inexact_"),
         (
             parameters_first,
