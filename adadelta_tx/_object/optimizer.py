@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -14,14 +14,11 @@ from jax.typing import ArrayLike
 from adadelta_tx._core import accumulators
 from adadelta_tx._core.diagnostics import effective_learning_rate
 from adadelta_tx._core.hints import for_arguments
-from adadelta_tx._core.hyperparameters import (
-    NUMBERS,
-    number,
-    warn_of_unusual,
-)
+from adadelta_tx._core.hyperparameters import NUMBERS, number, warn_of_unusual
 from adadelta_tx._core.recurrence import Hyperparameters
 from adadelta_tx._core.transform import scale_by_adadelta
 from adadelta_tx._object.checkpoint import load_states, save_states
+from adadelta_tx._object.inputs import checked_grads, trainable
 from adadelta_tx._object.names import Node
 from adadelta_tx._object.schedules import (
     Schedule,
@@ -30,15 +27,7 @@ from adadelta_tx._object.schedules import (
     track_like,
 )
 from adadelta_tx._object.step import step
-from adadelta_tx._object.variables import (
-    Collector,
-    assign,
-    checked_grads,
-    imported,
-    is_number,
-    kind_of,
-    trainable,
-)
+from adadelta_tx._object.variables import assign, imported, is_number, kind_of
 
 AccumulatorDType = (
     Literal["uint8", "bfloat16", "float32", "float64"]
@@ -49,6 +38,26 @@ AccumulatorDType = (
 
 _SUFFIXES = {"e_g": "_cache", "e_x": "_delta", "codes": "_codes"}
 """How the variables are called in which a parameter's accumulators are."""
+
+
+def _hyperparameter(name: str) -> Any:
+    """An attribute of a number, which is checked where it is set."""
+
+    def put(optimizer: "Adadelta", value: Any) -> None:
+        if value is None and name == "weight_decay":
+            value = 0.0
+        if value is not None or name != "grad_epsilon":
+            value = number(name, value, NUMBERS[name])
+        old = vars(optimizer).get(name, value)  # or it is being made
+        if isinstance(value, Tracer) and not isinstance(old, Tracer):
+            raise RuntimeError(
+                f"{name} cannot be set to {value} inside a JAX transformation, "
+                "which does not track it. Set it outside, or pass it to an "
+                f"optimizer that is made inside: Adadelta(train_vars, {name}=…)."
+            )
+        vars(optimizer)[name] = value
+
+    return property(lambda optimizer: vars(optimizer)[name], put)
 
 
 class Adadelta(Node):
@@ -108,11 +117,10 @@ class Adadelta(Node):
       ['0.9865', '-1.9864']
     """
 
-    lr: Any
-    epsilon: Any
-    rho: Any
-    weight_decay: Any
-    grad_epsilon: Any
+    epsilon: Any = _hyperparameter("epsilon")
+    rho: Any = _hyperparameter("rho")
+    weight_decay: Any = _hyperparameter("weight_decay")
+    grad_epsilon: Any = _hyperparameter("grad_epsilon")
     vars_to_train: Any
     """The variables being trained, by the names that they were given."""
 
@@ -140,7 +148,7 @@ class Adadelta(Node):
             )
         self.epsilon, self.rho, self.weight_decay = epsilon, rho, weight_decay
         self.grad_epsilon = grad_epsilon
-        self.accumulator_dtype = accumulators.check_requested(accumulator_dtype)
+        self._accumulator_dtype = accumulators.check_requested(accumulator_dtype)
         self.lr = lr
         warn_of_unusual(
             lr, rho, epsilon, ("lr", "epsilon"), "train_vars, lr, epsilon, rho, name"
@@ -169,37 +177,36 @@ class Adadelta(Node):
             return super().__new__(cls)
 
     def _start(self, train_vars: Any, name: str | None) -> None:
-        self.vars_to_train, self.implicit_vars = Collector(), Collector()
+        self.vars_to_train, self.implicit_vars = {}, {}
         self.register_train_vars(train_vars)
         self.name = name
 
-    def __setattr__(self, key: str, value: Any) -> None:
-        if (
-            key == "accumulator_dtype"
-            and key in vars(self)
-            and str(accumulators.check_requested(value)) != str(self.accumulator_dtype)
-        ):
-            raise AttributeError(
-                f"{key} is {self.accumulator_dtype}, and accumulators have it. To "
-                f"change it, make a new optimizer: Adadelta(train_vars, {key}=…)."
-            )
-        if key in NUMBERS:
-            value = 0.0 if key == "weight_decay" and value is None else value
-            if key != "grad_epsilon" or value is not None:
-                value = number(key, value, NUMBERS[key])
-            if isinstance(value, Tracer) and isinstance(vars(self).get(key), float):
-                raise RuntimeError(
-                    f"{key} cannot be set to {value} inside a JAX transformation, "
-                    "which does not track it. Set it outside, or pass it to an "
-                    f"optimizer that is made inside: Adadelta(train_vars, {key}=…)."
-                )
-        if key == "lr":
-            if is_number(value) and isinstance(vars(self).get(key), Schedule):
-                self.lr.set_value(value)
-                return
-            value = make_schedule(value, self._schedule_type)
-            track_like(vars(self).get("vars_to_train", {}), value)
-        super().__setattr__(key, value)
+    @property
+    def lr(self) -> Any:
+        """The learning rate, as a scheduler. A number that is assigned is its rate."""
+        return vars(self)["lr"]
+
+    @lr.setter
+    def lr(self, value: Any) -> None:
+        if is_number(value) and isinstance(vars(self).get("lr"), Schedule):
+            self.lr.set_value(value)
+            return
+        value = make_schedule(value, self._schedule_type)
+        track_like(vars(self).get("vars_to_train", {}), value)
+        vars(self)["lr"] = value
+
+    @property
+    def accumulator_dtype(self) -> Any:
+        """What the accumulators are stored in, which was told from the start."""
+        return self._accumulator_dtype
+
+    @accumulator_dtype.setter
+    def accumulator_dtype(self, value: Any) -> None:
+        raise AttributeError(
+            f"accumulator_dtype is {self.accumulator_dtype}, and accumulators have it. "
+            f"To have {value}, make a new optimizer: "
+            "Adadelta(train_vars, accumulator_dtype=…)."
+        )
 
     def register_train_vars(self, train_vars: Mapping[str, Any] | None = None) -> None:
         """Adds variables to train. New ones start with accumulators of zeros.
@@ -255,9 +262,8 @@ class Adadelta(Node):
         """
         columns = self._columns()
         values = [[variable.value for variable in column] for column in columns]
-        arrays = self._checked(
-            grads, dict(zip(self.vars_to_train, values[0], strict=True))
-        )
+        trained = dict(zip(self.vars_to_train, values[0], strict=True))
+        arrays = self._checked(grads, trained)
         numbers = Hyperparameters(self.rho, self.epsilon, self.grad_epsilon)
         fixed = numbers, self.weight_decay
         new = step(values, arrays, current_rate(self.lr), fixed)
@@ -268,16 +274,13 @@ class Adadelta(Node):
         self, percentiles: Sequence[float] | None = None
     ) -> dict[str, Any]:
         """Like :func:`adadelta_tx.effective_learning_rate`: a dict by variable."""
-        _, *kept, count = [[x.value for x in column] for column in self._columns()]
         names = accumulators.names_for(self.accumulator_dtype)
-        trees = {
-            name: dict(zip(self.vars_to_train, values, strict=True))
-            for name, values in zip(names, kept, strict=True)
-        }
-        state = accumulators.state_of(trees, *(count or [None]))
+        trees = {name: {} for name in names}
+        for key, name in product(self.vars_to_train, names):
+            trees[name][key] = self.implicit_vars[f"{key}{_SUFFIXES[name]}"].value
         with jax.transfer_guard("allow"):  # of numbers
             return effective_learning_rate(
-                state,
+                accumulators.state_of(trees, count=0),
                 self.epsilon,
                 grad_eps=self.grad_epsilon,
                 percentiles=percentiles,
