@@ -31,9 +31,9 @@ def _as_math_error() -> Iterator[None]:
 class Schedule(schedules.Schedule, CallBasedScheduler, bm.BrainPyObject, Node):
     """A learning rate that is a scheduler of BrainPy's."""
 
-    def _start(self, type_: str) -> None:
+    def _start(self) -> None:
         with lock:
-            bm.BrainPyObject.__init__(self, self.unique_name(type_=type_))
+            bm.BrainPyObject.__init__(self, self.unique_name(type_=self._type))
         schedules.track_like({"": bm.Variable(self.last_call.value)}, self)
 
 
