@@ -10,13 +10,7 @@ from adadelta_tx._object.variables import imported, is_number, kind_of, value_of
 
 
 def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """Those of ``train_vars`` that are not ``known`` yet; of one kind unless ``None``.
-
-    Raises:
-      TypeError: If it is not a dict of variables of floating-point or complex numbers.
-      ValueError: If a name stands for another variable already, a variable has
-        another name already, or two names are written alike.
-    """
+    """Those of ``train_vars`` that are not ``known`` yet: of any kind if ``None``."""
     if not isinstance(train_vars, Mapping | None):
         raise TypeError(
             f"train_vars must be a dict of variables, got {type(train_vars).__name__}."
@@ -65,33 +59,26 @@ def _variable_of(name: str, value: Any, kind: Any) -> str:
     return ""
 
 
-def _instead_of(train_vars: Any) -> str:
-    if kind_of(train_vars) is not None:
-        return ' Give it a name: {"w": variable}.'
-    if isinstance(train_vars, imported("flax.nnx", "Module")):
-        return " Write nnx.Optimizer(model, adadelta_tx.adadelta(), wrt=nnx.Param)."
-    if hasattr(train_vars, "train_vars"):
-        return " Write Adadelta(network.train_vars().unique())."
-    if hasattr(train_vars, "states"):
-        return " Write Adadelta(module.states(brainstate.ParamState))."
-    if hasattr(train_vars, "__self__"):
-        return f" Write {train_vars.__name__}(), with parentheses."
-    if isinstance(train_vars, list | tuple | set):
-        return (
-            ' Give each a name: {"w": w, "b": b}. For a BrainPy network, write '
-            "network.train_vars().unique()."
-        )
-    if is_number(train_vars) or callable(train_vars):
-        return " The learning rate comes second here: Adadelta(train_vars, lr)."
-    return ""
+def _instead_of(x: Any) -> str:
+    call = f"{getattr(x, '__name__', '')}(), with parentheses"
+    flax = isinstance(x, imported("flax.nnx", "Module"))
+    network = "network.train_vars().unique()"
+    named = f'{{"w": w, "b": b}}. For a BrainPy network, write {network}'
+    second = "The learning rate comes second here: Adadelta(train_vars, lr)"
+    cases = (
+        (kind_of(x) is not None, 'Give it a name: {"w": variable}'),
+        (flax, "Write nnx.Optimizer(model, adadelta_tx.adadelta(), wrt=nnx.Param)"),
+        (hasattr(x, "train_vars"), f"Write Adadelta({network})"),
+        (hasattr(x, "states"), "Write Adadelta(module.states(brainstate.ParamState))"),
+        (hasattr(x, "__self__"), f"Write {call}"),
+        (isinstance(x, list | tuple | set), f"Give each a name: {named}"),
+        (is_number(x) or callable(x), second),
+    )
+    return next((f" {instead}." for holds, instead in cases if holds), "")
 
 
 def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
-    """The gradients of these values, in their order.
-
-    Raises:
-      TypeError, ValueError: See :meth:`adadelta_tx.Adadelta.check_grads`.
-    """
+    """The gradients of these values, in their order."""
     if not isinstance(grads, Mapping):
         instead = "brainpy.math.grad returns a dict if grad_vars is one."
         if isinstance(grads, tuple):

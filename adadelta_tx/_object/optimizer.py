@@ -17,24 +17,14 @@ from adadelta_tx._core.hints import for_arguments
 from adadelta_tx._core.hyperparameters import NUMBERS, number, warn_of_unusual
 from adadelta_tx._core.recurrence import Hyperparameters
 from adadelta_tx._core.transform import scale_by_adadelta
+from adadelta_tx._object import schedules
 from adadelta_tx._object.checkpoint import load_states, save_states
 from adadelta_tx._object.inputs import checked_grads, trainable
 from adadelta_tx._object.names import Node
-from adadelta_tx._object.schedules import (
-    Schedule,
-    current_rate,
-    make_schedule,
-    track_like,
-)
 from adadelta_tx._object.step import step
 from adadelta_tx._object.variables import assign, imported, is_number, kind_of
 
-AccumulatorDType = (
-    Literal["uint8", "bfloat16", "float32", "float64"]
-    | type[Any]
-    | np.dtype[Any]
-    | None
-)
+AccumulatorDType = Literal["uint8", "bfloat16", "float32", "float64"] | type | np.dtype
 
 _SUFFIXES = {"e_g": "_cache", "e_x": "_delta", "codes": "_codes"}
 """How the variables are called in which a parameter's accumulators are."""
@@ -124,7 +114,7 @@ class Adadelta(Node):
     vars_to_train: Any
     """The variables being trained, by the names that they were given."""
 
-    _schedule_type = Schedule
+    _schedule_type = schedules.Schedule
     _variable_type: Any = None  # or the only one
 
     @for_arguments
@@ -138,7 +128,7 @@ class Adadelta(Node):
         *,
         weight_decay: float | None = None,
         grad_epsilon: ArrayLike | None = None,
-        accumulator_dtype: AccumulatorDType = None,
+        accumulator_dtype: AccumulatorDType | None = None,
     ) -> None:
         """See the class."""
         if epsilon is None or not isinstance(name, str | None):
@@ -167,13 +157,12 @@ class Adadelta(Node):
         @functools.wraps(__init__)  # and so does help()
         def __new__(cls, train_vars: Any = None, *_: Any, **__: Any) -> "Adadelta":
             """Takes BrainPy's class where the variables are BrainPy's."""
-            variable = imported("brainpy.math", "Variable")
-            if cls is Adadelta and variable:
-                given = train_vars.values() if isinstance(train_vars, Mapping) else ()
-                if all(isinstance(x, variable) for x in given):
-                    from adadelta_tx import brainpy
+            kind = imported("brainpy.math", "Variable")
+            given = train_vars.values() if isinstance(train_vars, Mapping) else ()
+            if cls is Adadelta and kind and all(isinstance(x, kind) for x in given):
+                from adadelta_tx import brainpy
 
-                    cls = brainpy.Adadelta
+                cls = brainpy.Adadelta
             return super().__new__(cls)
 
     def _start(self, train_vars: Any, name: str | None) -> None:
@@ -188,11 +177,11 @@ class Adadelta(Node):
 
     @lr.setter
     def lr(self, value: Any) -> None:
-        if is_number(value) and isinstance(vars(self).get("lr"), Schedule):
+        if is_number(value) and isinstance(vars(self).get("lr"), schedules.Schedule):
             self.lr.set_value(value)
             return
-        value = make_schedule(value, self._schedule_type)
-        track_like(vars(self).get("vars_to_train", {}), value)
+        value = schedules.make_schedule(value, self._schedule_type)
+        schedules.track_like(vars(self).get("vars_to_train", {}), value)
         vars(self)["lr"] = value
 
     @property
@@ -203,9 +192,8 @@ class Adadelta(Node):
     @accumulator_dtype.setter
     def accumulator_dtype(self, value: Any) -> None:
         raise AttributeError(
-            f"accumulator_dtype is {self.accumulator_dtype}, and accumulators have it. "
-            f"To have {value}, make a new optimizer: "
-            "Adadelta(train_vars, accumulator_dtype=…)."
+            f"accumulator_dtype stays {self.accumulator_dtype}. For {value}, make a "
+            "new optimizer: Adadelta(train_vars, accumulator_dtype=…)."
         )
 
     def register_train_vars(self, train_vars: Mapping[str, Any] | None = None) -> None:
@@ -221,7 +209,7 @@ class Adadelta(Node):
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
         with jax.transfer_guard("allow"):  # of a zero for each shape
             state: Any = tx.init([variable.value for variable in new.values()])
-        track_like(new, self.lr)
+        schedules.track_like(new, self.lr)
         for tree, values in accumulators.trees_of(state).items():
             suffix = _SUFFIXES[tree]
             for (key, variable), value in zip(new.items(), values, strict=True):
@@ -266,7 +254,7 @@ class Adadelta(Node):
         arrays = self._checked(grads, trained)
         numbers = Hyperparameters(self.rho, self.epsilon, self.grad_epsilon)
         fixed = numbers, self.weight_decay
-        new = step(values, arrays, current_rate(self.lr), fixed)
+        new = step(values, arrays, schedules.current_rate(self.lr), fixed)
         assign([*chain(*columns)], [*chain(*new)])
         self.lr.step_call()
 

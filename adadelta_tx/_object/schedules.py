@@ -98,7 +98,7 @@ class Schedule(Node):
         rate = self._rate.value
         if not isinstance(rate, Tracer):
             rate = jax.device_get(rate)  # 0.1 as 0.1
-        if self._schedule and (isinstance(rate, Tracer) or rate < 0):
+        if self._schedule is not None and (isinstance(rate, Tracer) or rate < 0):
             rate = self._schedule
         return f"{self._type}(lr={rate})"
 
@@ -123,11 +123,7 @@ def make_schedule(lr: Any, kind: type[Schedule]) -> Any:
 
 
 def track_like(variables: Mapping[str, Any], schedule: Any) -> None:
-    """Lets the transformations that track variables track a schedule's numbers too.
-
-    Raises:
-      ValueError: If they cannot track a learning rate that was given.
-    """
+    """Lets the transformations that track variables track a schedule's numbers too."""
     kinds = {kind_of(variable) for variable in variables.values()} - {Variable}
     if not kinds or not isinstance(schedule, Schedule):
         return
@@ -142,11 +138,7 @@ def track_like(variables: Mapping[str, Any], schedule: Any) -> None:
 
 
 def current_rate(schedule: Any) -> Any:
-    """The learning rate of the next update, on the device.
-
-    Raises:
-      ValueError: If it is not a scalar, or is known and is not finite and at least 0.
-    """
+    """The learning rate of the next update, on the device; an error out of range."""
     rate = value_of(schedule())
     if jnp.ndim(rate):
         raise ValueError(f"lr must be a scalar, got one of shape {jnp.shape(rate)}.")
@@ -156,18 +148,15 @@ def current_rate(schedule: Any) -> Any:
 
 def rate(schedule: Any) -> float | None:
     """The learning rate that was set; ``None`` where a schedule gives it."""
-    ours = isinstance(schedule, Schedule)
-    lr = schedule._rate if ours else getattr(schedule, "lr", None)
-    lr = None if lr is None else float(jax.device_get(value_of(lr)))
-    return None if ours and schedule._schedule and lr < 0 else lr
+    if not isinstance(schedule, Schedule):
+        lr = value_of(getattr(schedule, "lr", None))
+        return None if lr is None else float(jax.device_get(lr))
+    lr = float(jax.device_get(schedule._rate.value))
+    return None if schedule._schedule is not None and lr < 0 else lr
 
 
 def restore_rate(schedule: Any, lr: Any) -> None:
-    """Sets what :func:`rate` told: a number, or ``None`` for the optax schedule.
-
-    Raises:
-      ValueError: If there is no schedule to give the rate.
-    """
+    """Sets what :func:`rate` told: a number, or ``None`` for the optax schedule."""
     if not isinstance(schedule, Schedule):
         old = value_of(schedule.lr)
         schedule.lr = like(old, lr) if kind_of(schedule.lr) else lr

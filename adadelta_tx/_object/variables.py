@@ -48,10 +48,8 @@ class Variable:
     @value.setter
     def value(self, value: Any) -> None:
         value = array(value)
-        dtype = jax.dtypes.canonicalize_dtype(self.dtype)  # x64 may be off by now
-        if (value.shape, value.dtype) not in (
-            (self.shape, x) for x in (self.dtype, dtype)
-        ):
+        narrow = jax.dtypes.canonicalize_dtype(self.dtype)  # x64 may be off by now
+        if value.shape != self.shape or value.dtype not in (self.dtype, narrow):
             raise ValueError(
                 f"A {type(self).__name__} of shape {self.shape} and dtype {self.dtype} "
                 f"cannot hold shape {value.shape} and dtype {value.dtype}."
