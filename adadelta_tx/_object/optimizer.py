@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, product
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,10 @@ from adadelta_tx._object.names import Node
 from adadelta_tx._object.step import step
 from adadelta_tx._object.variables import assign, imported, is_number, kind_of
 
-AccumulatorDType = Literal["uint8", "bfloat16", "float32", "float64"] | type | np.dtype
+# From jax 0.12 on, jnp.bfloat16 is a callable that is no type.
+AccumulatorDType = (
+    Literal["uint8", "bfloat16", "float32", "float64"] | Callable[..., Any] | np.dtype
+)
 
 _SUFFIXES = {"e_g": "_cache", "e_x": "_delta", "codes": "_codes"}
 """How the variables are called in which a parameter's accumulators are."""
