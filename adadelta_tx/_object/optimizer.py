@@ -218,9 +218,9 @@ class Adadelta(Node):
             for (key, variable), value in zip(new.items(), values, strict=True):
                 self.implicit_vars[f"{key}{suffix}"] = kind_of(variable)(value)
         count = accumulators.count_of(state)
-        if count is not None and new and not self.vars_to_train:
-            first = next(iter(new.values()))
-            self.implicit_vars["codes_count"] = kind_of(first)(count)
+        if count is not None and new:
+            kind = kind_of(next(iter(new.values())))
+            self.implicit_vars.setdefault("codes_count", kind(count))
         self.vars_to_train.update(new)
 
     def check_grads(self, grads: Mapping[str, Any]) -> None:

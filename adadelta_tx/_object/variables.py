@@ -119,11 +119,7 @@ def value_of(x: Any) -> Any:
 
 
 def assign(variables: list[Any], values: list[Any]) -> None:
-    """Gives each variable a value of its shape and dtype: all of them, or none.
-
-    Raises:
-      RuntimeError: If JAX traces a value for a variable that JAX does not track.
-    """
+    """Gives each variable a value of its shape and dtype: all of them, or none."""
     for variable, value in zip(variables, values, strict=True):
         if isinstance(variable, Variable) and isinstance(value, Tracer):
             raise RuntimeError(
@@ -131,15 +127,12 @@ def assign(variables: list[Any], values: list[Any]) -> None:
                 "which does not track it. Call update, which compiles itself, and "
                 "setters outside, or use the transformation adadelta_tx.adadelta()."
             )
-    setters = {}
-    if {"brainpy.math", "brainstate"} <= sys.modules.keys():
-        kinds = (imported("brainpy.math", name) for name in ("Variable", "TrainVar"))
-        # The setter that theirs extends. It records the write as theirs does,
-        # without comparing shapes and dtypes, and refuses a leaking tracer.
-        setters = dict.fromkeys(kinds, imported("brainstate", "State").value.fset)
+    # BrainPy's setter leaves a tracer of plain jax.jit in its variable. That of
+    # brainstate, which it extends, refuses one, and records the write as theirs does.
+    theirs = [imported("brainpy.math", name) for name in ("Variable", "TrainVar")]
+    put = getattr(imported("brainstate", "State"), "value", None)
     for variable, value in zip(variables, values, strict=True):
-        setter = setters.get(type(variable))
-        if setter is None:
-            variable.value = value
+        if put is not None and type(variable) in theirs:
+            put.fset(variable, value)
         else:
-            setter(variable, value)
+            variable.value = value
