@@ -97,6 +97,12 @@ class Node:
             raise self._no_attribute(key)
         super().__setattr__(key, value)
 
+    def _own(self, key: str) -> Any:
+        """What a property sets, in vars() as BrainPy looks for it there."""
+        if key not in vars(self):  # while it is made
+            raise self._no_attribute(key)
+        return vars(self)[key]
+
     if not TYPE_CHECKING:  # a type checker knows what there is
 
         def __getattr__(self, key: str) -> Any:

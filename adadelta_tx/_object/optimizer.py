@@ -50,7 +50,7 @@ def _hyperparameter(name: str) -> Any:
             )
         vars(optimizer)[name] = value
 
-    return property(lambda optimizer: vars(optimizer)[name], put)
+    return property(lambda optimizer: optimizer._own(name), put)
 
 
 class Adadelta(Node):
@@ -176,7 +176,7 @@ class Adadelta(Node):
     @property
     def lr(self) -> Any:
         """The learning rate, as a scheduler. A number that is assigned is its rate."""
-        return vars(self)["lr"]
+        return self._own("lr")
 
     @lr.setter
     def lr(self, value: Any) -> None:

@@ -341,6 +341,10 @@ def test_lr_in_every_family(family, lr, compiled):
     step()
     assert np.all(w.value < before)
     assert opt.lr.last_call.value == 2
+    opt.lr = optax.constant_schedule(0.25)  # whose numbers are tracked too
+    step = brainstate.transform.jit(update) if compiled else update
+    step()
+    assert opt.lr.last_call.value == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
