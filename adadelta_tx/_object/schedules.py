@@ -138,10 +138,8 @@ def track_like(variables: Mapping[str, Any], schedule: Any) -> None:
 
 
 def current_rate(schedule: Any) -> Any:
-    """The learning rate of the next update, on the device; an error out of range."""
+    """The learning rate of the next update, on the device: a number in its range."""
     rate = value_of(schedule())
-    if jnp.ndim(rate):
-        raise ValueError(f"lr must be a scalar, got one of shape {jnp.shape(rate)}.")
     number("lr", rate, AT_LEAST_0)
     return array(rate)
 
