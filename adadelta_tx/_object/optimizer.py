@@ -76,7 +76,8 @@ class Adadelta(Node):
     Args:
       train_vars: A dict from names to the variables to train: BrainPy's, any
         ``brainstate.State`` or :class:`adadelta_tx.Variable`. ``None`` leaves that
-        to :meth:`register_train_vars`, which BrainPy's trainers call.
+        to :meth:`register_train_vars`, which BrainPy's trainers call. All are on the
+        same devices, one or more: for variables elsewhere, make another optimizer.
       lr: Learning rate: a number of at least 0, an optax schedule (called with
         the number of updates so far), a BrainPy ``Scheduler``, or a variable. The
         default is the paper's 1. Before 2.8.1, BrainPy's default was 0.01, but
@@ -227,9 +228,10 @@ class Adadelta(Node):
         """Checks that there is one gradient of the right shape for each variable.
 
         Raises:
-          TypeError: If ``grads`` is not a dict, or a gradient is None or of integers.
-          ValueError: If an entry is missing, unknown or of another shape. The message
-            names it.
+          TypeError: If ``grads`` is not a dict, or a gradient is None, of integers, or
+            complex for a real variable or the other way round.
+          ValueError: If an entry is missing, unknown or of another shape, or variables
+            are on different devices. The message names them.
         """
         self._checked(grads, {key: v.value for key, v in self.vars_to_train.items()})
 
@@ -238,8 +240,8 @@ class Adadelta(Node):
     def update(self, grads: Mapping[str, Any]) -> None:
         """Updates all variables by one step or, on an error, none of them.
 
-        Outside of any transformation it is one compiled call for all variables on a
-        device, compiled once per set of shapes. No array is donated.
+        Outside of any transformation it is one compiled call for all variables,
+        compiled once per set of shapes. No array is donated.
 
         Args:
           grads: A dict from the variables' names to gradients of their shapes.
