@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, product
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -267,10 +267,11 @@ class Adadelta(Node):
         self, percentiles: Sequence[float] | None = None
     ) -> dict[str, Any]:
         """Like :func:`adadelta_tx.effective_learning_rate`: a dict by variable."""
-        names = accumulators.names_for(self.accumulator_dtype)
-        trees = {name: {} for name in names}
-        for key, name in product(self.vars_to_train, names):
-            trees[name][key] = self.implicit_vars[f"{key}{_SUFFIXES[name]}"].value
+        own, keys = self.implicit_vars, self.vars_to_train
+        trees = {
+            name: {key: own[f"{key}{_SUFFIXES[name]}"].value for key in keys}
+            for name in accumulators.names_for(self.accumulator_dtype)
+        }
         with jax.transfer_guard("allow"):  # of numbers
             return effective_learning_rate(
                 accumulators.state_of(trees, count=0),
@@ -281,11 +282,11 @@ class Adadelta(Node):
 
     def _columns(self) -> list[list[Any]]:
         """The variables of a step: those to train, what is kept of them, the count."""
-        own, to_train = self.implicit_vars, self.vars_to_train
+        own, keys = self.implicit_vars, self.vars_to_train
         suffixes = map(_SUFFIXES.get, accumulators.names_for(self.accumulator_dtype))
-        kept = [[own[f"{key}{suffix}"] for key in to_train] for suffix in suffixes]
+        kept = [[own[f"{key}{suffix}"] for key in keys] for suffix in suffixes]
         count = [own["codes_count"]] if "codes_count" in own else []
-        return [[*to_train.values()], *kept, count]
+        return [[*keys.values()], *kept, count]
 
     save_states = save_states
     load_states = load_states
