@@ -1,41 +1,43 @@
 """Adadelta as one of BrainPy's optimizers: the only module that imports BrainPy."""
 
 # pyright: reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleVariableOverride=false
 # (BrainPy's classes stand before Node, so what both have is BrainPy's, with its types.)
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import brainpy.math as bm
 from brainpy import errors
 from brainpy.optim import CallBasedScheduler, Optimizer
 
-from adadelta_tx._object import optimizer, schedules
-from adadelta_tx._object.names import Node, lock, owners
+from adadelta_tx._object import inputs, optimizer, schedules
+from adadelta_tx._object.names import Node, lock
 
 
-class _Named(bm.BrainPyObject, Node):
-    def unique_name(self, name: str | None = None, type_: str | None = None) -> str:
-        """BrainPy's name, if no object without BrainPy has it."""
-        with lock:
-            found = super().unique_name(name, type_)
-            while name is None and not isinstance(owners.get(found, self), _Named):
-                found = super().unique_name(None, type_)
-            if isinstance(owners.get(found, self), _Named):
-                owners[found] = self  # which BrainPy has checked
-            return Node.unique_name(self, found)
+class MathError(errors.MathError, TypeError, ValueError):
+    """BrainPy's error, which is a ``TypeError`` and a ``ValueError`` here too."""
 
 
-class Schedule(schedules.Schedule, CallBasedScheduler, _Named):
+@contextlib.contextmanager
+def _as_math_error() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise MathError(*error.args) from None
+
+
+class Schedule(schedules.Schedule, CallBasedScheduler, bm.BrainPyObject, Node):
     """A learning rate that is a scheduler of BrainPy's."""
 
-    def _start(self, type_: str) -> None:
+    def _start(self) -> None:
         with lock:
-            bm.BrainPyObject.__init__(self, self.unique_name(type_=type_))
+            bm.BrainPyObject.__init__(self, self.unique_name(type_=self._type))
         schedules.track_like({"": bm.Variable(self.last_call.value)}, self)
 
 
-class Adadelta(optimizer.Adadelta, Optimizer, _Named):
+class Adadelta(optimizer.Adadelta, Optimizer, bm.BrainPyObject, Node):
     """:class:`adadelta_tx.Adadelta` as a ``brainpy.optim.Optimizer``.
 
     ``adadelta_tx.Adadelta(...)`` makes one for BrainPy's variables, or without any once
@@ -55,24 +57,9 @@ class Adadelta(optimizer.Adadelta, Optimizer, _Named):
 
     _schedule_type = Schedule
     _variable_type = bm.Variable
+    _checked = staticmethod(_as_math_error()(inputs.checked_grads))
+    register_train_vars = _as_math_error()(optimizer.Adadelta.register_train_vars)
 
     def _start(self, train_vars: Any, name: str | None) -> None:
-        with lock:
+        with lock:  # which BrainPy's names do not have
             Optimizer.__init__(self, self.lr, train_vars, name)
-
-    def register_train_vars(self, train_vars: Mapping[str, Any] | None = None) -> None:
-        """See :meth:`adadelta_tx.Adadelta.register_train_vars`."""
-        try:
-            super().register_train_vars(train_vars)
-        except (TypeError, ValueError) as error:
-            raise MathError(*error.args) from None
-
-    def _checked(self, grads: Any, values: dict[str, Any]) -> list[Any]:
-        try:
-            return super()._checked(grads, values)
-        except (TypeError, ValueError) as error:
-            raise MathError(*error.args) from None
-
-
-class MathError(errors.MathError, TypeError, ValueError):
-    """BrainPy's error, which is a ``TypeError`` and a ``ValueError`` here too."""

@@ -1,22 +1,16 @@
 """Objects with unique names: what BrainPy's base class is there."""
 
-import itertools
 import threading
 import weakref
+from collections import defaultdict
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from adadelta_tx._core import hints
-from adadelta_tx._object.variables import (
-    Collector,
-    assign,
-    imported,
-    is_number,
-    kind_of,
-    like,
-)
+from adadelta_tx._object.variables import assign, imported, is_number, kind_of, like
 
-owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-_counters: dict[str, itertools.count] = {}
+_owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_numbers: defaultdict[str, count] = defaultdict(count)
 lock = threading.RLock()
 
 
@@ -34,9 +28,10 @@ class Node:
     def name(self, name: str | None) -> None:
         with lock:
             name = self.unique_name(name)
-            for old in [old for old, owner in owners.items() if owner is self]:
-                del owners[old]
-            owners[name] = self
+            old = vars(self).get("_name", name)
+            if _owners.get(old) is self:
+                del _owners[old]
+            _owners[name] = self
             self._name = name
 
     def unique_name(self, name: str | None = None, type_: str | None = None) -> str:
@@ -44,20 +39,19 @@ class Node:
         if name is None:
             type_ = type_ or type(self).__name__
             with lock:
-                numbers = _counters.setdefault(type_, itertools.count())
-                names = (f"{type_}{number}" for number in numbers)
-                return next(name for name in names if name not in owners)
+                names = (f"{type_}{number}" for number in _numbers[type_])
+                return next(name for name in names if name not in _owners)
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"A name must be a valid identifier, got {name!r}.")
-        owner = owners.get(name, self)
-        if owner is not self and vars(owner).get("_name") == name:  # still
+        owner = _owners.get(name, self)
+        if owner is not self:
             raise ValueError(
                 f"The name {name!r} is in use by {owner!r}. Choose another one, "
                 "delete that object, or call adadelta_tx.clear_name_cache()."
             )
         return name
 
-    def vars(self, method: str = "absolute", level: int = -1) -> Collector:
+    def vars(self, method: str = "absolute", level: int = -1) -> dict[str, Any]:
         """Its variables and, unless ``level`` is 0, its learning rate's, by name."""
         absolute = method == "absolute"
         own = self.implicit_vars  # pyright: ignore[reportAttributeAccessIssue]
@@ -65,17 +59,18 @@ class Node:
         lr = vars(self).get("lr")
         if lr is not None and level != 0:
             parts[lr.name if absolute else "lr"] = lr.vars("relative", level=0)
-        return Collector(
-            (f"{part}.{key.lstrip('.')}".lstrip("."), variable)
+        return {
+            f"{part}.{key.lstrip('.')}".lstrip("."): variable
             for part, own in parts.items()
             for key, variable in own.items()
-        )
+        }
 
-    def train_vars(self) -> Collector:
+    def train_vars(self) -> dict[str, Any]:
         """The variables being trained, by the names that they were given."""
-        return Collector(vars(self).get("vars_to_train", {}))
+        return {**vars(self).get("vars_to_train", {})}
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Not by a call of the class, which makes BrainPy's once that is imported.
         return object.__new__, (type(self),), vars(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -102,6 +97,12 @@ class Node:
             raise self._no_attribute(key)
         super().__setattr__(key, value)
 
+    def _own(self, key: str) -> Any:
+        """What a property sets, in vars() as BrainPy looks for it there."""
+        if key not in vars(self):  # while it is made
+            raise self._no_attribute(key)
+        return vars(self)[key]
+
     if not TYPE_CHECKING:  # a type checker knows what there is
 
         def __getattr__(self, key: str) -> Any:
@@ -123,7 +124,7 @@ def clear_name_cache() -> None:
       'Adadelta0'
     """
     with lock:
-        owners.clear()
-        _counters.clear()
+        _owners.clear()
+        _numbers.clear()
         if clear := imported("brainpy.math", "clear_name_cache"):
             clear()

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,41 +14,43 @@ from jax.typing import ArrayLike
 from adadelta_tx._core import accumulators
 from adadelta_tx._core.diagnostics import effective_learning_rate
 from adadelta_tx._core.hints import for_arguments
-from adadelta_tx._core.hyperparameters import (
-    NUMBERS,
-    number,
-    warn_of_unusual,
-)
+from adadelta_tx._core.hyperparameters import NUMBERS, number, warn_of_unusual
 from adadelta_tx._core.recurrence import Hyperparameters
 from adadelta_tx._core.transform import scale_by_adadelta
+from adadelta_tx._object import schedules
 from adadelta_tx._object.checkpoint import load_states, save_states
+from adadelta_tx._object.inputs import checked_grads, trainable
 from adadelta_tx._object.names import Node
-from adadelta_tx._object.schedules import (
-    Schedule,
-    current_rate,
-    make_schedule,
-    track_like,
-)
 from adadelta_tx._object.step import step
-from adadelta_tx._object.variables import (
-    Collector,
-    assign,
-    checked_grads,
-    imported,
-    is_number,
-    kind_of,
-    trainable,
-)
+from adadelta_tx._object.variables import assign, imported, is_number, kind_of
 
+# From jax 0.12 on, jnp.bfloat16 is a callable that is no type.
 AccumulatorDType = (
-    Literal["uint8", "bfloat16", "float32", "float64"]
-    | type[Any]
-    | np.dtype[Any]
-    | None
+    Literal["uint8", "bfloat16", "float32", "float64"] | Callable[..., Any] | np.dtype
 )
 
 _SUFFIXES = {"e_g": "_cache", "e_x": "_delta", "codes": "_codes"}
 """How the variables are called in which a parameter's accumulators are."""
+
+
+def _hyperparameter(name: str) -> Any:
+    """An attribute of a number, which is checked where it is set."""
+
+    def put(optimizer: "Adadelta", value: Any) -> None:
+        if value is None and name == "weight_decay":
+            value = 0.0
+        if value is not None or name != "grad_epsilon":
+            value = number(name, value, NUMBERS[name])
+        old = vars(optimizer).get(name, value)  # or it is being made
+        if isinstance(value, Tracer) and not isinstance(old, Tracer):
+            raise RuntimeError(
+                f"{name} cannot be set to {value} inside a JAX transformation, "
+                "which does not track it. Set it outside, or pass it to an "
+                f"optimizer that is made inside: Adadelta(train_vars, {name}=…)."
+            )
+        vars(optimizer)[name] = value
+
+    return property(lambda optimizer: optimizer._own(name), put)
 
 
 class Adadelta(Node):
@@ -74,7 +76,8 @@ class Adadelta(Node):
     Args:
       train_vars: A dict from names to the variables to train: BrainPy's, any
         ``brainstate.State`` or :class:`adadelta_tx.Variable`. ``None`` leaves that
-        to :meth:`register_train_vars`, which BrainPy's trainers call.
+        to :meth:`register_train_vars`, which BrainPy's trainers call. All are on the
+        same devices, one or more: for variables elsewhere, make another optimizer.
       lr: Learning rate: a number of at least 0, an optax schedule (called with
         the number of updates so far), a BrainPy ``Scheduler``, or a variable. The
         default is the paper's 1. Before 2.8.1, BrainPy's default was 0.01, but
@@ -108,15 +111,14 @@ class Adadelta(Node):
       ['0.9865', '-1.9864']
     """
 
-    lr: Any
-    epsilon: Any
-    rho: Any
-    weight_decay: Any
-    grad_epsilon: Any
+    epsilon: Any = _hyperparameter("epsilon")
+    rho: Any = _hyperparameter("rho")
+    weight_decay: Any = _hyperparameter("weight_decay")
+    grad_epsilon: Any = _hyperparameter("grad_epsilon")
     vars_to_train: Any
     """The variables being trained, by the names that they were given."""
 
-    _schedule_type = Schedule
+    _schedule_type = schedules.Schedule
     _variable_type: Any = None  # or the only one
 
     @for_arguments
@@ -130,7 +132,7 @@ class Adadelta(Node):
         *,
         weight_decay: float | None = None,
         grad_epsilon: ArrayLike | None = None,
-        accumulator_dtype: AccumulatorDType = None,
+        accumulator_dtype: AccumulatorDType | None = None,
     ) -> None:
         """See the class."""
         if epsilon is None or not isinstance(name, str | None):
@@ -140,7 +142,7 @@ class Adadelta(Node):
             )
         self.epsilon, self.rho, self.weight_decay = epsilon, rho, weight_decay
         self.grad_epsilon = grad_epsilon
-        self.accumulator_dtype = accumulators.check_requested(accumulator_dtype)
+        self._accumulator_dtype = accumulators.check_requested(accumulator_dtype)
         self.lr = lr
         warn_of_unusual(
             lr, rho, epsilon, ("lr", "epsilon"), "train_vars, lr, epsilon, rho, name"
@@ -159,47 +161,44 @@ class Adadelta(Node):
         @functools.wraps(__init__)  # and so does help()
         def __new__(cls, train_vars: Any = None, *_: Any, **__: Any) -> "Adadelta":
             """Takes BrainPy's class where the variables are BrainPy's."""
-            variable = imported("brainpy.math", "Variable")
-            if cls is Adadelta and variable:
-                given = train_vars.values() if isinstance(train_vars, Mapping) else ()
-                if all(isinstance(x, variable) for x in given):
-                    from adadelta_tx import brainpy
+            kind = imported("brainpy.math", "Variable")
+            given = train_vars.values() if isinstance(train_vars, Mapping) else ()
+            if cls is Adadelta and kind and all(isinstance(x, kind) for x in given):
+                from adadelta_tx import brainpy
 
-                    cls = brainpy.Adadelta
+                cls = brainpy.Adadelta
             return super().__new__(cls)
 
     def _start(self, train_vars: Any, name: str | None) -> None:
-        self.vars_to_train, self.implicit_vars = Collector(), Collector()
+        self.vars_to_train, self.implicit_vars = {}, {}
         self.register_train_vars(train_vars)
         self.name = name
 
-    def __setattr__(self, key: str, value: Any) -> None:
-        if (
-            key == "accumulator_dtype"
-            and key in vars(self)
-            and str(accumulators.check_requested(value)) != str(self.accumulator_dtype)
-        ):
-            raise AttributeError(
-                f"{key} is {self.accumulator_dtype}, and accumulators have it. To "
-                f"change it, make a new optimizer: Adadelta(train_vars, {key}=…)."
-            )
-        if key in NUMBERS:
-            value = 0.0 if key == "weight_decay" and value is None else value
-            if key != "grad_epsilon" or value is not None:
-                value = number(key, value, NUMBERS[key])
-            if isinstance(value, Tracer) and isinstance(vars(self).get(key), float):
-                raise RuntimeError(
-                    f"{key} cannot be set to {value} inside a JAX transformation, "
-                    "which does not track it. Set it outside, or pass it to an "
-                    f"optimizer that is made inside: Adadelta(train_vars, {key}=…)."
-                )
-        if key == "lr":
-            if is_number(value) and isinstance(vars(self).get(key), Schedule):
-                self.lr.set_value(value)
-                return
-            value = make_schedule(value, self._schedule_type)
-            track_like(vars(self).get("vars_to_train", {}), value)
-        super().__setattr__(key, value)
+    @property
+    def lr(self) -> Any:
+        """The learning rate, as a scheduler. A number that is assigned is its rate."""
+        return self._own("lr")
+
+    @lr.setter
+    def lr(self, value: Any) -> None:
+        if is_number(value) and isinstance(vars(self).get("lr"), schedules.Schedule):
+            self.lr.set_value(value)
+            return
+        value = schedules.make_schedule(value, self._schedule_type)
+        schedules.track_like(vars(self).get("vars_to_train", {}), value)
+        vars(self)["lr"] = value
+
+    @property
+    def accumulator_dtype(self) -> Any:
+        """What the accumulators are stored in, which was told from the start."""
+        return self._accumulator_dtype
+
+    @accumulator_dtype.setter
+    def accumulator_dtype(self, value: Any) -> None:
+        raise AttributeError(
+            f"accumulator_dtype stays {self.accumulator_dtype}. For {value}, make a "
+            "new optimizer: Adadelta(train_vars, accumulator_dtype=…)."
+        )
 
     def register_train_vars(self, train_vars: Mapping[str, Any] | None = None) -> None:
         """Adds variables to train. New ones start with accumulators of zeros.
@@ -214,24 +213,25 @@ class Adadelta(Node):
         tx = scale_by_adadelta(accumulator_dtype=self.accumulator_dtype)
         with jax.transfer_guard("allow"):  # of a zero for each shape
             state: Any = tx.init([variable.value for variable in new.values()])
-        track_like(new, self.lr)
+        schedules.track_like(new, self.lr)
         for tree, values in accumulators.trees_of(state).items():
             suffix = _SUFFIXES[tree]
             for (key, variable), value in zip(new.items(), values, strict=True):
                 self.implicit_vars[f"{key}{suffix}"] = kind_of(variable)(value)
         count = accumulators.count_of(state)
-        if count is not None and new and not self.vars_to_train:
-            first = next(iter(new.values()))
-            self.implicit_vars["codes_count"] = kind_of(first)(count)
+        if count is not None and new:
+            kind = kind_of(next(iter(new.values())))
+            self.implicit_vars.setdefault("codes_count", kind(count))
         self.vars_to_train.update(new)
 
     def check_grads(self, grads: Mapping[str, Any]) -> None:
         """Checks that there is one gradient of the right shape for each variable.
 
         Raises:
-          TypeError: If ``grads`` is not a dict, or a gradient is None or of integers.
-          ValueError: If an entry is missing, unknown or of another shape. The message
-            names it.
+          TypeError: If ``grads`` is not a dict, or a gradient is None, of integers, or
+            complex for a real variable or the other way round.
+          ValueError: If an entry is missing, unknown or of another shape, or variables
+            are on different devices. The message names them.
         """
         self._checked(grads, {key: v.value for key, v in self.vars_to_train.items()})
 
@@ -240,8 +240,8 @@ class Adadelta(Node):
     def update(self, grads: Mapping[str, Any]) -> None:
         """Updates all variables by one step or, on an error, none of them.
 
-        Outside of any transformation it is one compiled call for all variables on a
-        device, compiled once per set of shapes. No array is donated.
+        Outside of any transformation it is one compiled call for all variables,
+        compiled once per set of shapes. No array is donated.
 
         Args:
           grads: A dict from the variables' names to gradients of their shapes.
@@ -255,12 +255,11 @@ class Adadelta(Node):
         """
         columns = self._columns()
         values = [[variable.value for variable in column] for column in columns]
-        arrays = self._checked(
-            grads, dict(zip(self.vars_to_train, values[0], strict=True))
-        )
+        trained = dict(zip(self.vars_to_train, values[0], strict=True))
+        arrays = self._checked(grads, trained)
         numbers = Hyperparameters(self.rho, self.epsilon, self.grad_epsilon)
         fixed = numbers, self.weight_decay
-        new = step(values, arrays, current_rate(self.lr), fixed)
+        new = step(values, arrays, schedules.current_rate(self.lr), fixed)
         assign([*chain(*columns)], [*chain(*new)])
         self.lr.step_call()
 
@@ -268,16 +267,14 @@ class Adadelta(Node):
         self, percentiles: Sequence[float] | None = None
     ) -> dict[str, Any]:
         """Like :func:`adadelta_tx.effective_learning_rate`: a dict by variable."""
-        _, *kept, count = [[x.value for x in column] for column in self._columns()]
-        names = accumulators.names_for(self.accumulator_dtype)
+        own, keys = self.implicit_vars, self.vars_to_train
         trees = {
-            name: dict(zip(self.vars_to_train, values, strict=True))
-            for name, values in zip(names, kept, strict=True)
+            name: {key: own[f"{key}{_SUFFIXES[name]}"].value for key in keys}
+            for name in accumulators.names_for(self.accumulator_dtype)
         }
-        state = accumulators.state_of(trees, *(count or [None]))
         with jax.transfer_guard("allow"):  # of numbers
             return effective_learning_rate(
-                state,
+                accumulators.state_of(trees, count=0),
                 self.epsilon,
                 grad_eps=self.grad_epsilon,
                 percentiles=percentiles,
@@ -285,11 +282,11 @@ class Adadelta(Node):
 
     def _columns(self) -> list[list[Any]]:
         """The variables of a step: those to train, what is kept of them, the count."""
-        own, to_train = self.implicit_vars, self.vars_to_train
+        own, keys = self.implicit_vars, self.vars_to_train
         suffixes = map(_SUFFIXES.get, accumulators.names_for(self.accumulator_dtype))
-        kept = [[own[f"{key}{suffix}"] for key in to_train] for suffix in suffixes]
+        kept = [[own[f"{key}{suffix}"] for key in keys] for suffix in suffixes]
         count = [own["codes_count"]] if "codes_count" in own else []
-        return [[*to_train.values()], *kept, count]
+        return [[*keys.values()], *kept, count]
 
     save_states = save_states
     load_states = load_states

@@ -21,17 +21,18 @@ from adadelta_tx._object.variables import (
 )
 
 _next = jax.jit(lambda count: count + 1)  # whose 1 is no transfer to the device
+_choose = jax.jit(lambda rate, scheduled: jnp.where(rate < 0, scheduled, rate))
 
 
 class Schedule(Node):
     """A learning rate with the interface of BrainPy's schedulers.
 
-    Its numbers are variables, so that setting them needs no recompilation: the
-    rate, whether it is set or an optax schedule gives it, and the indices of the
-    last update and the last epoch, -1 before the first.
+    Its numbers are variables, so that setting them needs no recompilation: the rate,
+    which is below 0 while an optax schedule gives it, and the indices of the last
+    update and the last epoch, -1 before the first.
     """
 
-    _excluded_vars = ("_rate", "_is_set")  # from BrainPy's vars()
+    _excluded_vars = ("_rate",)  # from BrainPy's vars()
 
     def __init__(self, lr: Any) -> None:
         """Takes a number of at least 0, a variable of one, or an optax schedule."""
@@ -39,19 +40,19 @@ class Schedule(Node):
         self._is_given = kind_of(lr) is not None
         self._rate: Any = lr
         if not self._is_given:
-            first = 0.0 if callable(lr) else number("lr", lr, AT_LEAST_0)
+            first = -1.0 if callable(lr) else number("lr", lr, AT_LEAST_0)
             self._rate = Variable(array(first).astype(float))
         value = self._rate.value
         if value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(f"lr must hold a floating-point scalar, got {lr!r}.")
-        self._is_set: Any = Variable(self._schedule is None)
         self.last_epoch: Any = Variable(np.int32(-1))
         self.last_call: Any = Variable(np.int32(-1))
-        self._start("Constant" if self._schedule is None else "Schedule")
+        self._type = "Schedule" if callable(lr) else "Constant"
+        self._start()
         self._is_made = True
 
-    def _start(self, type_: str) -> None:
-        self.name = self.unique_name(type_=type_)
+    def _start(self) -> None:
+        self.name = self.unique_name(type_=self._type)
 
     @property
     def lr(self) -> jax.Array:
@@ -74,7 +75,7 @@ class Schedule(Node):
         i = _next(self.last_call.value) if i is None else i
         with jax.transfer_guard("allow"):  # of numbers, as optax's schedules have them
             scheduled = like(rate, value_of(self._schedule(i)))
-        return jnp.where(self._is_set.value, like(rate, rate), scheduled)
+        return _choose(like(rate, rate), scheduled)
 
     def __float__(self) -> float:
         return float(jax.device_get(self()))
@@ -94,13 +95,12 @@ class Schedule(Node):
         return {**given, "last_epoch": self.last_epoch, "last_call": self.last_call}
 
     def __repr__(self) -> str:
-        is_set, rate = self._is_set.value, self._rate.value
-        if self._schedule and (
-            isinstance(is_set, Tracer) or not jax.device_get(is_set)
-        ):
-            return f"Schedule(lr={self._schedule})"
-        shown = rate if isinstance(rate, Tracer) else jax.device_get(rate)  # 0.1 as 0.1
-        return f"{'Schedule' if self._schedule else 'Constant'}(lr={shown})"
+        rate = self._rate.value
+        if not isinstance(rate, Tracer):
+            rate = jax.device_get(rate)  # 0.1 as 0.1
+        if self._schedule is not None and (isinstance(rate, Tracer) or rate < 0):
+            rate = self._schedule
+        return f"{self._type}(lr={rate})"
 
 
 def make_schedule(lr: Any, kind: type[Schedule]) -> Any:
@@ -123,11 +123,7 @@ def make_schedule(lr: Any, kind: type[Schedule]) -> Any:
 
 
 def track_like(variables: Mapping[str, Any], schedule: Any) -> None:
-    """Lets the transformations that track variables track a schedule's numbers too.
-
-    Raises:
-      ValueError: If they cannot track a learning rate that was given.
-    """
+    """Lets the transformations that track variables track a schedule's numbers too."""
     kinds = {kind_of(variable) for variable in variables.values()} - {Variable}
     if not kinds or not isinstance(schedule, Schedule):
         return
@@ -142,39 +138,28 @@ def track_like(variables: Mapping[str, Any], schedule: Any) -> None:
 
 
 def current_rate(schedule: Any) -> Any:
-    """The learning rate of the next update, on the device.
-
-    Raises:
-      ValueError: If it is not a scalar, or is known and is not finite and at least 0.
-    """
+    """The learning rate of the next update, on the device: a number in its range."""
     rate = value_of(schedule())
-    if jnp.ndim(rate):
-        raise ValueError(f"lr must be a scalar, got one of shape {jnp.shape(rate)}.")
     number("lr", rate, AT_LEAST_0)
     return array(rate)
 
 
 def rate(schedule: Any) -> float | None:
     """The learning rate that was set; ``None`` where a schedule gives it."""
-    if isinstance(schedule, Schedule) and not jax.device_get(schedule._is_set.value):
-        return None
-    lr = getattr(schedule, "lr", None)
-    return None if lr is None else float(jax.device_get(value_of(lr)))
+    if not isinstance(schedule, Schedule):
+        lr = value_of(getattr(schedule, "lr", None))
+        return None if lr is None else float(jax.device_get(lr))
+    lr = float(jax.device_get(schedule._rate.value))
+    return None if schedule._schedule is not None and lr < 0 else lr
 
 
 def restore_rate(schedule: Any, lr: Any) -> None:
-    """Sets what :func:`rate` told: a number, or ``None`` for the optax schedule.
-
-    Raises:
-      ValueError: If there is no schedule to give the rate.
-    """
+    """Sets what :func:`rate` told: a number, or ``None`` for the optax schedule."""
     if not isinstance(schedule, Schedule):
         old = value_of(schedule.lr)
         schedule.lr = like(old, lr) if kind_of(schedule.lr) else lr
         return
     if lr is None and schedule._schedule is None:
         raise ValueError(f"{schedule!r} has no schedule for the learning rate.")
-    new = like(schedule._rate.value, 0.0 if lr is None else lr)
+    new = like(schedule._rate.value, -1.0 if lr is None else lr)
     assign([schedule._rate], [new])
-    if schedule._schedule is not None:  # or it is set from the start
-        assign([schedule._is_set], [array(lr is not None)])

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 
 import brainpy as bp
 import brainpy.math as bm
@@ -113,7 +114,7 @@ def test_hyperparameters_do_not_leak():
     """An optimizer from outside a transformation takes no traced number."""
     opt = Adadelta(variables())
     before = repr(opt)
-    for key in ("rho", "epsilon", "weight_decay", "lr"):
+    for key in ("rho", "epsilon", "weight_decay", "grad_epsilon", "lr"):
         with pytest.raises(RuntimeError, match="inside a JAX transformation"):
             jax.jit(lambda x, key=key: setattr(opt, key, x))(0.5)
     assert repr(opt) == before
@@ -121,9 +122,12 @@ def test_hyperparameters_do_not_leak():
 
 def test_accumulator_dtype_stays():
     opt = Adadelta({"w": TrainVar(1.0)}, accumulator_dtype="float32")
-    with pytest.raises(AttributeError, match=r"float32.*make a new optimizer"):
-        opt.accumulator_dtype = "uint8"
-    opt.accumulator_dtype = "float32"
+    for dtype in ("uint8", "float32"):
+        with pytest.raises(AttributeError, match=f"float32.*{dtype}, make a new optim"):
+            opt.accumulator_dtype = dtype
+    assert opt.accumulator_dtype == jnp.float32
+    with pytest.raises(ValueError, match="accumulator_dtype must be None or one of"):
+        Adadelta(variables(), accumulator_dtype="int8")
     opt.register_train_vars({"b": TrainVar(2.0)})
     opt.update({"w": 1.0, "b": 1.0})
     assert [*opt.implicit_vars] == ["w_cache", "w_delta", "b_cache", "b_delta"]
@@ -139,21 +143,32 @@ def test_subclass_with_an_attribute_of_its_own():
     assert copy.copy(opt).whatever == 3.0
 
 
+WRONG = {
+    "rho": (1.0, 1.5, -0.1, "0.9", None, float("nan")),
+    "epsilon": (0.0, -1.0, None, float("inf")),
+    "grad_epsilon": (-1.0, "no"),
+    "weight_decay": (1.5, -0.1, "no"),
+    "lr": (-1.0, float("nan"), "fast", None, {}),
+}
+SETTERS = {
+    "by its name": setattr,
+    "lr.lr": lambda opt, _, value: setattr(opt.lr, "lr", value),
+    "lr.set_value": lambda opt, _, value: opt.lr.set_value(value),
+    "from the start": lambda _, key, value: Adadelta(variables(), **{key: value}),
+}
+
+
 @pytest.mark.parametrize(
-    ("key", "bad"),
-    [
-        *[("rho", bad) for bad in (1.5, -0.1, "0.9", None, float("nan"))],
-        *[("epsilon", bad) for bad in (0.0, -1.0, None, float("inf"))],
-        *[("weight_decay", bad) for bad in (1.5, -0.1, "no")],
-        *[("lr", bad) for bad in (-1.0, float("nan"), "fast", None, {})],
-    ],
+    ("key", "way"),
+    [(key, x) for key in WRONG for x in SETTERS if key == "lr" or "lr." not in x],
 )
-def test_numbers_are_set_wrongly(key, bad):
-    opt = Adadelta(variables())
+def test_numbers_are_set_wrongly(key, way):
+    opt = Adadelta(variables(), 0.5)
     before = repr(opt)
-    with pytest.raises((ValueError, TypeError), match=f"{key} must be"):
-        setattr(opt, key, bad)
-    assert repr(opt) == before
+    for bad in WRONG[key]:
+        with pytest.raises((ValueError, TypeError), match=f"{key} must be|{key}=None"):
+            SETTERS[way](opt, key, bad)
+        assert repr(opt) == before
     opt.update(grads(0))
 
 
@@ -172,30 +187,24 @@ def test_lr_is_set_by_assignment():
 
 
 @pytest.mark.parametrize(
-    ("key", "right"),
-    [
-        ("eps", "epsilon"),
-        ("learning_rate", "lr"),
-        ("init", r"adadelta_tx\.adadelta\(\)"),
-        ("register_vars", "register_train_vars"),
-    ],
+    ("kind", "way"),
+    [*[(TrainVar, way) for way in COPIES], (bm.TrainVar, "copy")],  # which theirs allow
 )
-def test_attributes_of_other_libraries(key, right):
-    opt = Adadelta(variables())
-    with pytest.raises(AttributeError, match=f"{key}.*{right}"):
-        getattr(opt, key)
-    with pytest.raises(AttributeError, match=f"{key}.*{right}"):
-        setattr(opt, key, 0.5)
-    assert not hasattr(opt, key)
-
-
-@pytest.mark.parametrize("way", [lambda opt: opt, *COPIES.values()])
-def test_misspelt_attributes(way):
-    opt = way(Adadelta(variables()))
-    for owner, key in ((opt, "epislon"), (opt.lr, "valeu")):
-        with pytest.raises(AttributeError, match=f"has no attribute '{key}'"):
+def test_misspelt_attributes(kind, way):
+    opt = Adadelta({"w": kind(jnp.ones(3))})
+    copied = COPIES[way](opt)
+    for owner, key, instead in [
+        *((x.lr, "valeu", "") for x in (opt, copied)),
+        *((x, "epislon", "") for x in (opt, copied)),
+        (opt, "eps", " Write epsilon."),
+        (opt, "learning_rate", " Write lr."),
+        (opt, "init", r" .* want the transformation adadelta_tx\.adadelta\(\)"),
+    ]:
+        message = rf"has no attribute '{key}'\.{instead}"
+        with pytest.raises(AttributeError, match=message):
             setattr(owner, key, 1e-5)
-        assert not hasattr(owner, key)
+        with pytest.raises(AttributeError, match=message):
+            getattr(owner, key)
 
 
 def test_the_last_epoch_is_set():
@@ -353,20 +362,6 @@ def test_variables_that_are_no_floats(bad):
     assert len(opt.implicit_vars) == 2
 
 
-def test_hyperparameters_out_of_range():
-    for arguments, message in [
-        ({"rho": 1.0}, "rho must be in"),
-        ({"epsilon": 0.0}, "^epsilon must be above 0"),
-        ({"lr": -1.0}, "lr must be finite and at least 0"),
-        ({"weight_decay": 1.5}, r"weight_decay must be in \[0, 1\]"),
-        ({"weight_decay": -0.5}, r"weight_decay must be in \[0, 1\]"),
-        ({"accumulator_dtype": "int8"}, "accumulator_dtype must be"),
-        ({"name": "no name"}, "valid identifier"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            Adadelta(variables(), **arguments)
-
-
 def test_register_in_steps():
     train_vars = variables()
     opt = Adadelta({"w": train_vars["w"]})
@@ -431,6 +426,7 @@ def test_wrong_gradients_change_nothing(changes, message):
     [
         (np.ones(3, np.int32), "'w' has dtype int32"),
         (np.zeros(3, jax.dtypes.float0), r"'w' has dtype .*float0"),
+        (np.ones(3, np.complex64), "'w' is complex64, but its variable is float32"),
         (None, "'w' is None. Pass zeros"),
     ],
 )
@@ -463,12 +459,15 @@ def test_names():
     assert (second.name, third.name) == ("Adadelta1", "Adadelta3")
 
 
-def test_names_in_threads():
+@pytest.mark.parametrize("kind", [TrainVar, bm.TrainVar])
+def test_names_in_threads(kind):
+    if kind is bm.TrainVar and version("brainpy") < "2.9":
+        pytest.skip("BrainPy 2.8 makes nothing outside the main thread")
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
-            made = list(pool.map(lambda _: Adadelta(variables()), range(200)))
+            made = list(pool.map(Adadelta, [{"w": kind(1.0)} for _ in range(200)]))
     finally:
         sys.setswitchinterval(interval)
     assert len({opt.name for opt in made}) == len({opt.lr.name for opt in made}) == 200
@@ -481,8 +480,9 @@ def test_copies_have_names_of_their_own(way):
     other = COPIES[way](opt)
     assert type(other) is type(opt)
     assert (opt.name, other.name) == ("mine", "mine0")
-    with pytest.raises(ValueError, match=f"{other.name}.* in use"):
-        Adadelta(variables(), name=other.name)
+    for one in (opt, other):
+        with pytest.raises(ValueError, match=f"{one.name}' is in use"):
+            Adadelta(variables(), name=one.name)
     if way == "copy":  # which shares what it holds
         assert other.lr is opt.lr
         return
@@ -538,8 +538,7 @@ def test_vars():
     assert list(opt.vars(level=0)) == [f"opt.{key}" for key in own]
     assert opt.train_vars() == opt.vars_to_train == train_vars
     assert opt.vars()["opt.w_cache"] is opt.implicit_vars["w_cache"]
-    values = opt.vars("relative", level=0).dict()
-    chex.assert_trees_all_equal(values["w_cache"], jnp.zeros(3))
+    np.testing.assert_array_equal(opt.vars("relative")["w_cache"].value, np.zeros(3))
 
 
 def test_repr():
@@ -657,46 +656,6 @@ def test_second_network_of_the_same_shapes_compiles_nothing(dtype, lr):
         assert not found
 
 
-@pytest.mark.parametrize("dtype", [None, "uint8"])
-def test_variables_on_two_devices(dtype):
-    """Each is where it was, with the numbers that it has on one device."""
-    values = {
-        key: np.full(n, 1.0, np.float32)
-        for key, n in zip("abc", (3, 4, 5), strict=True)
-    }
-
-    def trained(places):
-        train_vars = {
-            key: TrainVar(jax.device_put(x, place))
-            for (key, x), place in zip(values.items(), places, strict=True)
-        }
-        opt = Adadelta(train_vars, accumulator_dtype=dtype)
-        for _ in range(3):
-            opt.update(
-                {
-                    key: jax.device_put(x, place)
-                    for (key, x), place in zip(values.items(), places, strict=True)
-                }
-            )
-        return opt
-
-    first, second = jax.devices()[:2]
-    places = (second, first, second)
-    opt, want = trained(places), trained((first,) * 3)
-    for key, place in zip(values, places, strict=True):
-        assert opt.vars_to_train[key].value.devices() == {place}
-        for name, variable in opt.implicit_vars.items():
-            if name.startswith(f"{key}_"):
-                assert variable.value.devices() == {place}
-        np.testing.assert_allclose(
-            opt.vars_to_train[key].value,
-            want.vars_to_train[key].value,
-            rtol=1e-6 if dtype is None else 1e-2,  # where noise depends on the order
-        )
-    if dtype == "uint8":
-        assert opt.implicit_vars["codes_count"].value == 3
-
-
 @pytest.mark.parametrize("rate", [-0.5, float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["schedule", "variable"])
 def test_rate_that_climbs_changes_nothing(kind, rate):
@@ -721,18 +680,33 @@ def test_schedule_with_debug_nans():
     np.testing.assert_allclose(opt.vars_to_train["w"].value, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("lr", [0.5, 0.0, optax.constant_schedule(0.5), Variable(0.5)])
-def test_rate_and_back(lr):
+RATES = {
+    "number": lambda _: 0.5,
+    "zero": lambda _: 0.0,
+    "optax": lambda _: optax.constant_schedule(0.5),
+    "variable": lambda kind: kind(jnp.asarray(0.5)),
+    "Constant": lambda _: bp.optim.Constant(0.5),
+    "Constant of a variable": lambda _: bp.optim.Constant(
+        bm.Variable(jnp.asarray(0.5))
+    ),
+    "StepLR": lambda _: bp.optim.StepLR(0.5, step_size=1),
+}
+
+
+@pytest.mark.parametrize("kind", [TrainVar, bm.TrainVar])
+@pytest.mark.parametrize("rate", RATES)
+def test_rate_and_back(rate, kind):
     """What files store of a learning rate."""
-    opt = Adadelta(variables(), lr)
+    opt = Adadelta({"w": kind(jnp.ones(3))}, RATES[rate](kind))
+    first = 0.0 if rate == "zero" else 0.5
     before = schedules.rate(opt.lr)
-    assert before == (None if callable(lr) else opt.lr())
-    opt.lr = 0.125
-    assert schedules.rate(opt.lr) == 0.125
+    assert before == (None if rate == "optax" else first)
+    schedules.restore_rate(opt.lr, 0.125)
+    assert schedules.rate(opt.lr) == np.asarray(opt.lr()) == 0.125
     schedules.restore_rate(opt.lr, before)
     assert schedules.rate(opt.lr) == before
-    assert opt.lr() == (0.5 if before is None else before)
-    if not callable(lr):
+    assert np.asarray(opt.lr()) == first
+    if rate in ("number", "zero", "variable"):
         with pytest.raises(ValueError, match="no schedule"):
             schedules.restore_rate(opt.lr, None)
 
@@ -742,18 +716,6 @@ def test_lr_of_zero_moves_nothing():
     opt.update(grads(0))
     np.testing.assert_array_equal(opt.vars_to_train["w"].value, [1.0, -2.0, 3.0])
     assert np.all(opt.implicit_vars["w_cache"].value > 0)
-
-
-@pytest.mark.parametrize("value", [-1.0, float("nan"), "fast", None])
-def test_lr_is_set_wrongly(value):
-    opt = Adadelta(variables(), lr=0.5)
-    with pytest.raises((ValueError, TypeError), match="lr must be"):
-        opt.lr.set_value(value)
-    with pytest.raises((ValueError, TypeError), match="lr must be"):
-        opt.lr.lr = value
-    assert opt.lr() == 0.5
-    with pytest.raises((ValueError, TypeError), match="lr must be"):
-        Adadelta(lr=value)
 
 
 def test_optax_schedule():
@@ -873,17 +835,9 @@ def test_lr_variable_is_no_scalar(lr):
 def test_schedule_that_gives_no_scalar_changes_nothing():
     opt = Adadelta(variables(), lr=lambda count: jnp.full(1, 0.5))
     before = snapshot(opt)
-    with pytest.raises(ValueError, match=r"must be a scalar, got .* shape \(1,\)"):
+    with pytest.raises(TypeError, match=r"lr must be a real number, got .*\[0\.5\]"):
         opt.update(grads(0))
     chex.assert_trees_all_equal(snapshot(opt), before)
-
-
-def test_collections_add_up():
-    one, two = Adadelta(variables()), Adadelta(variables())
-    assert one.vars() + two.vars() == {**one.vars(), **two.vars()}
-    assert one.vars() + one.vars() == one.vars()
-    with pytest.raises(ValueError, match="is the name of another object"):
-        one.vars("relative") + two.vars("relative")
 
 
 @pytest.mark.parametrize(
@@ -908,6 +862,7 @@ def test_collections_add_up():
             lambda: Adadelta(variables()).step(),
             "attribute 'step'. An Adadelta object has update(grads).",
         ),
+        (lambda: Adadelta(variables()).register_vars({}), "has register_train_vars(tr"),
         (lambda: Adadelta(variables()).zero_grad(), "there is nothing to reset."),
         (lambda: Adadelta(variables(), momentum=0.9), "Adadelta has none."),
         (lambda: setattr(Adadelta(variables()), "momentum", 0.9), "Adadelta has none."),
