@@ -117,8 +117,8 @@ PRODIGY = Setting("Prodigy", schedule="linear")
 SCHEDULE_FREE = Setting("schedule-free AdamW", 0.0025, schedule="constant")
 FIRST_TRIED = [*ADADELTA, *STARTED, *ADAM, CLIPPED_SGD, PRODIGY, SCHEDULE_FREE]
 SEARCHED = {
-    "SGD": (0.03, 0.1, 0.3, 1.0, 3.0),
-    "SGD, momentum 0.9": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "SGD": (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+    "SGD, momentum 0.9": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
     "Adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
 }
 OTHERS = [
@@ -446,6 +446,11 @@ NAMES = {
     CLIPPED_SGD.label: "SGD, 1, norm ≤ 1",
 }
 """Those of a column each in tables of one row a task."""
+SHORT = NAMES | {
+    STARTED[0].label: "ρ 0.99, E[g²] without its bias",
+    STARTED[1].label: "ρ 0.99, E[g²] starts at g²",
+}
+"""Those of a row each, of the first settings."""
 
 
 def overview(results: Results) -> str:
@@ -455,7 +460,7 @@ def overview(results: Results) -> str:
         header += [f"mean, loss × {scale:g}", "worst"]
     lines = []
     for label in (setting.label for setting in FIRST_TRIED):
-        line = [NAMES.get(label, label), *mean_and_worst(results.lost(label))]
+        line = [SHORT.get(label, label), *mean_and_worst(results.lost(label))]
         later = results.lost(label)[USED:]
         line.append(shown(statistics.mean(later)) if later else "")
         for scale in results.scales[1:]:
@@ -603,13 +608,13 @@ def draw_lost(rows: Sequence[dict[str, Any]], path: Path) -> None:
         lost = results.lost(setting.label)
         if not lost:
             continue
-        style = pictures.STYLES[0 if setting == CHOSEN else 2]
-        axes.plot(lost, [place] * len(lost), style.marker, color=style.color, alpha=0.5)
+        mark, color = ("o", pictures.OURS) if setting == CHOSEN else ("^", "0.5")
+        axes.plot(lost, [place] * len(lost), mark, color=color, alpha=0.5)
         axes.plot(
             statistics.mean(lost), place, "|", color="black", markersize=18, mew=2.5
         )
         axes.annotate(
-            NAMES.get(setting.label, setting.label).replace("**", ""),
+            SHORT.get(setting.label, setting.label).replace("**", ""),
             (0, place), (-6, 0), va="center", ha="right",
             xycoords=("axes fraction", "data"), textcoords="offset points",
             fontweight="bold" if setting == CHOSEN else None,
@@ -617,7 +622,7 @@ def draw_lost(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set(xscale="log", xlabel="one point a task; the bar is their mean")
     axes.set_yticks([])
     axes.invert_yaxis()
-    ticks = (1, 1.5, 2, 3, 5, 10)
+    ticks = (1, 2, 3, 5, 10)
     axes.set_xticks(ticks, [f"{x:g} ×" for x in ticks])
     axes.minorticks_off()
     pictures.plain([axes])
@@ -625,46 +630,38 @@ def draw_lost(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_range(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Means over tasks, against the size of the steps relative to each one's best."""
+    """Means over tasks, against the size of the steps."""
     results = Results(rows)
-    lines = {
-        "Adadelta, two ε: √ε": [
-            (TWO._replace(eps=eps).label, eps**0.5) for eps in EPSILONS
-        ],
-        "Adadelta, one ε: √ε": [
-            (PAPER._replace(eps=eps).label, eps**0.5) for eps in EPSILONS
-        ],
-        "Adam: learning rate": [
-            (Setting("Adam", rate).label, rate) for rate in SEARCHED["Adam"]
-        ],
-        "SGD: learning rate": [
-            (Setting("SGD", rate).label, rate) for rate in SEARCHED["SGD"]
-        ],
+    epsilons = {
+        name: {eps**0.5: setting._replace(eps=eps) for eps in EPSILONS}
+        for name, setting in (("two ε", TWO), ("one ε", PAPER))
     }
-    figure = pictures.figure(4.0, "How far a setting may be from its best one")
+    rates = {rate: Setting("Adam", rate) for rate in SEARCHED["Adam"]}
+    figure = pictures.figure(3.6, "Test loss over the best, mean of nine tasks")
     axes = figure.subplots()
-    for (name, points), style in zip(lines.items(), pictures.STYLES, strict=True):
-        found = [(x, results.used(label)) for label, x in points]
-        means = {x: statistics.mean(lost) for x, lost in found if lost}
-        if not means:
-            continue
-        best = min(means, key=lambda x: means[x])
+    for (name, points), style in zip(
+        {
+            "Adadelta with two ε (ε_g 0), against √ε": epsilons["two ε"],
+            "Adadelta with one ε, against √ε": epsilons["one ε"],
+            "Adam, against the learning rate": rates,
+        }.items(),
+        pictures.STYLES,
+        strict=False,
+    ):
+        lost = {x: results.used(setting.label) for x, setting in points.items()}
+        means = {x: statistics.mean(its) for x, its in lost.items() if its}
         places = sorted(means)
         axes.plot(
-            [x / best for x in places],
-            [min(means[x], 50.0) for x in places],
-            label=f"{name} (best: {best:.2g})",
+            places,
+            [min(means[x], 50.0) for x in places],  # which may be infinite
+            label=name,
             **style._asdict(),
         )
-    axes.set(
-        xscale="log", yscale="log", ylim=(1, 10),
-        xlabel="step size, relative to the best one for all tasks",
-        ylabel="mean over tasks of test loss / best",
-    )  # fmt: skip
     ticks = (1, 1.5, 2, 3, 5, 10)
+    axes.set(xscale="log", yscale="log", ylim=(1, 10), xlabel="√ε, or learning rate")
     axes.set_yticks(ticks, [f"{x:g} ×" for x in ticks])
     axes.minorticks_off()
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower left", frameon=False)
     pictures.plain([axes])
     pictures.save(figure, path)
 

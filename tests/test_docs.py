@@ -281,13 +281,73 @@ def test_what_a_look_inside_costs():
     assert cost in page("looking_inside")
 
 
+def test_cells_far_from_the_paper():
+    far = {
+        (row["method"], row.get(zeiler2012.RATE))
+        for row in results(zeiler2012)["results"]["cells"]
+        if abs(np.mean(its := [x[-1] for x in row["errors"]]) - row["paper"])
+        > 10 * np.std(its, ddof=1)
+    }
+    told = {"SGD": "0.01, 0.001 and 0.0001", "Momentum": "1, 0.001 and 0.0001"}
+    told |= {"ADAGRAD": "1 and 0.0001"}
+    assert far == {
+        (name, float(rate))
+        for name, rates in told.items()
+        for rate in rates.replace(" and", ",").split(", ")
+    }
+    for name, rates in told.items():
+        assert f"{name} at {rates}" in page("measurements")
+
+
+def test_recommended_settings():
+    """What docs/choosing.md says of its tables."""
+    found = choosing.Results(results(choosing)["results"])
+    lost = found.lost(choosing.CHOSEN.label)
+    mean, worst = (round(100 * x - 100) for x in (np.mean(lost), max(lost)))
+    told = f"lose {mean} % on average, and {worst} % on the worst task"
+    assert told in page("choosing")
+    adam = ["Adam, 0.003", "Adam, 0.01"]  # of which one has to know
+    for setting in choosing.FIRST_TRIED:
+        if setting != choosing.CHOSEN and setting.label not in adam:
+            for scale in choosing.SCALES:
+                ours, its = (
+                    found.lost(s.label, scale) for s in (choosing.CHOSEN, setting)
+                )
+                assert np.mean(ours) < np.mean(its)
+                assert max(ours) < max(its)
+    usual = [found.lost(s.label) for s in choosing.FIRST_TRIED]
+    assert max(usual, key=np.mean) == found.lost("Adam, 0.001")
+
+    rows = [found.row(choosing.PAPER.label, task) for task in found.tasks]
+    half = sum(np.mean(row["not adapting"]) > 50 for row in rows)
+    told = {6: "six", 7: "seven"}[half]
+    assert f"do not adapt on {told} of the thirteen tasks" in page("choosing")
+
+    def behind(task, setting, other):
+        one, two = (found.row(s.label, task)["test"] for s in (setting, other))
+        if None in two:
+            return False
+        return np.mean(one) > np.mean(two) + np.std(one, ddof=1)
+
+    clipped = choosing.CHOSEN._replace(clip="norm")
+    descent = choosing.CLIPPED_SGD._replace(clip="")
+    wide = ["MNIST, MLP", "MNIST, wide"]
+    pairs = {clipped: choosing.CLIPPED_SGD, choosing.CHOSEN: descent}
+    for setting, other in pairs.items():
+        assert {x for x in found.tasks if behind(x, setting, other)} <= {*wide}
+    for task in wide:
+        ours, theirs = (
+            np.mean(found.row(s.label, task)["test"])
+            for s in (choosing.TWO, choosing.CLIPPED_SGD)
+        )
+        assert ours < theirs
+
+
 def test_quality_of_smaller_states():
     """docs/low_memory.md: by less than the seeds' standard deviation."""
     found = results(low_memory)["results"]
     for runs in (found["mnist"], found["digits"]):
-        errors = {
-            (low_memory.name_of(run), run["kind"]): run["errors"] for run in runs
-        }
+        errors = {(low_memory.name_of(run), run["kind"]): run["errors"] for run in runs}
         for (name, kind), values in errors.items():
             reference = errors[name, "float32"]
             difference = abs(np.mean(values) - np.mean(reference))

@@ -20,6 +20,7 @@ import adadelta_tx
 import benchmarks
 from benchmarks import (
     _mnist,
+    choosing,
     demo,
     faults,
     low_memory,
@@ -94,6 +95,9 @@ def test_pages_have_all_results():
         if path.suffix == ".json":
             times = pages.count(f"_generated/{path.stem}.md")
             assert times == (path.stem not in ("choosing", "faq")), path.stem
+            if path.stem == "choosing":
+                for name in choosing.tables(json.loads(path.read_text())["results"]):
+                    assert pages.count(f"_generated/choosing_{name}.md") == 1, name
         if path.suffix == ".png":
             assert f"(../benchmarks/results/{path.name})" in pages
 

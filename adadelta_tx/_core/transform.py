@@ -102,7 +102,9 @@ def adadelta(
     r"""The Adadelta optimizer.
 
     A drop-in replacement for :func:`optax.adadelta` with the paper's defaults. For a
-    parameter :math:`x` with gradient :math:`g`, element by element:
+    network of your own, take ``eps=1e-5, grad_eps=0`` and a schedule that falls from 1
+    to 0, which need no search. For a parameter :math:`x` with gradient :math:`g`,
+    element by element:
 
     .. math::
 
