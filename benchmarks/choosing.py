@@ -449,8 +449,9 @@ NAMES = {
 SHORT = NAMES | {
     STARTED[0].label: "ρ 0.99, E[g²] without its bias",
     STARTED[1].label: "ρ 0.99, E[g²] starts at g²",
+    CHOSEN._replace(clip="norm").label: "**Adadelta, ε 1e-5, ε_g 0**, norm ≤ 1",
 }
-"""Those of a row each, of the first settings."""
+"""Those and more, in other tables."""
 
 
 def overview(results: Results) -> str:
@@ -480,7 +481,7 @@ def by_task(
     for task in results.tasks:
         rows = [results.row(label, task) for label in labels]
         lines.append([task, *(cell(row) if row else "" for row in rows)])
-    return report.table([title, *(NAMES.get(x, x) for x in labels)], lines)
+    return report.table([title, *(SHORT.get(x, x) for x in labels)], lines)
 
 
 def changed(results: Results) -> str:
