@@ -14,7 +14,7 @@ INSTALLED := .venv/lib/python$(VERSION)
 ACCELERATORS := .venv-accelerators/lib/python$(VERSION)/accelerators
 EXTRAS := $(addprefix .venv/,bench docs examples comparison test)
 
-.PHONY: demo test test-one-pass test-docs docs check-docs lint bench accelerators test-accelerators \
+.PHONY: demo test test-slow test-all test-one-pass test-docs docs check-docs lint bench accelerators test-accelerators \
     examples clean $(EXTRAS)
 
 demo: .venv/bench
@@ -23,10 +23,15 @@ demo: .venv/bench
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+test-slow: .venv/test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+test-all: test test-slow test-one-pass
+
 # The core once more, with XLA's option for one pass; other tests count passes.
 test-one-pass: .venv/test
 	XLA_FLAGS=--xla_backend_extra_options=xla_cpu_use_multi_output_fusion \
-	    $(BIN)/python -m pytest -n 2 --dist worksteal -m "not accelerators" \
+	    $(BIN)/python -m pytest -n 2 --dist worksteal -m "not accelerators and not slow" \
 	    --ignore tests/core/test_compiled.py tests/core
 
 # The code blocks of the pages in docs, some with PyTorch and Keras.
