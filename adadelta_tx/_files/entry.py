@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
     dtype: np.dtype
     shape: tuple[int, ...]
-    data: Callable[[], bytes]
+    data: Callable[[], Any]
     order: Any = "C"
 
     def __str__(self) -> str:
@@ -54,10 +54,12 @@ Look = Callable[[], Entry]
 Entries = Mapping[str, Look | None]  # None for one of two that have one name
 
 
-def collected(found: Iterable[tuple[str, Look | None]]) -> Entries:
-    """Entries by name."""
+def collected(found: Iterable[tuple[str, Look | None]], size: float) -> Entries:
+    """Entries by name, of a file of that size."""
     entries: dict[str, Look | None] = {}
-    for name, look in found:
+    for number, (name, look) in enumerate(found):
+        if number > 2**16 + size // 64:  # they would take more memory than the file
+            raise CheckpointError("has more names than arrays of its size need.")
         entries[name] = None if name in entries else look
     return entries
 
@@ -67,15 +69,9 @@ def looked_at(entries: Entries, name: str) -> Entry:
     if (look := entries.get(name)) is None:
         number = "two entries" if name in entries else "no entry"
         raise CheckpointError(f"has {number} called {name!r}.")
-    return look()
-
-
-def exactly(file: BinaryIO, place: int, length: int) -> bytes:
-    """The bytes at a place of a file, which may have become shorter."""
-    file.seek(place)
-    if len(data := file.read(length)) != length:
-        raise CheckpointError("ends too early.")
-    return data
+    if len((entry := look()).shape) > 65:  # NumPy's 64, and one of a .mat file
+        raise CheckpointError("has an array of more axes than NumPy's have.")
+    return entry
 
 
 def package(name: str) -> Any:

@@ -12,6 +12,7 @@ import stat
 import struct
 import threading
 import zipfile
+from hashlib import sha256
 
 import h5py
 import jax
@@ -89,18 +90,18 @@ def test_no_damage_to_all_marks_makes_a_file_anothers(extension, bit, tmp_path):
     path = tmp_path / f"run{extension}"
     optimizer = one(name="A0")
     optimizer.save_states(path)
-    for data in (path.read_bytes(), (DATA / f"v1-one{extension}").read_bytes()):
-        marks = [m.start() for m in re.finditer(b"adadelta_tx:", data)]
-        for i in range(20 if bit is None else 1):
-            damaged = bytearray(data)
-            for mark in marks:
-                place = mark if bit is not None else mark + rng.randrange(18)
-                damaged[place] ^= 1 << (rng.randrange(8) if bit is None else bit)
-            damaged[rng.randrange(len(data)) if i else len(data) // 2] ^= 1
-            path = tmp_path / f"damaged{extension}"
-            path.write_bytes(damaged)
-            with refused(optimizer, path):
-                optimizer.load_states(path)
+    data = path.read_bytes()
+    marks = [m.start() for m in re.finditer(b"adadelta_tx:", data)]
+    for i in range(40 if bit is None else 1):
+        damaged = bytearray(data)
+        for mark in marks:
+            place = mark if bit is not None else mark + rng.randrange(18)
+            damaged[place] ^= 1 << (rng.randrange(8) if bit is None else bit)
+        damaged[rng.randrange(len(data)) if i else len(data) // 2] ^= 1
+        path = tmp_path / f"damaged{extension}"
+        path.write_bytes(damaged)
+        with refused(optimizer, path):
+            optimizer.load_states(path)
 
 
 def read_and_write(path, more):
@@ -286,36 +287,32 @@ def test_a_log_handler_that_raises_leaves_nothing_half_loaded(tmp_path):
 
 
 def with_header(path, text):
-    """A compressed file with a header, sealed as version 1 and as version 2 are."""
-    from hashlib import sha256
-
+    """A compressed file with a sealed header."""
     digest = np.frombuffer(sha256(text).digest(), np.uint8)
     header = np.frombuffer(text, np.uint8)
     arrays = {"adadelta_tx:header": header, **ARRAYS, "adadelta_tx:digest": digest}
     np.savez_compressed(path, **arrays)
-    data = path.read_bytes() + (DATA / "v1-float32.npz").read_bytes()[-112:-32]
-    path.write_bytes(data + sha256(data).digest())
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_headers_that_took_much(version, tmp_path):
+def test_headers_that_took_much(tmp_path):
     header = {
-        "format": version,
+        "format": 2,
         "name": "A0",
         "schedule": "Constant0",
         "numbers": {"lr": 1.0, "rho": 0.9, "epsilon": 1e-6, "weight_decay": 0.0},
-        "variables": {key: ["float32", [4], ""] for key in ARRAYS},
+        "variables": {key: ["float32", [4], "0" * 64] for key in ARRAYS},
     }
     texts = [
         json.dumps({**header, "name": "a" * 2**24}),
         json.dumps({**header, "more": [{}] * 3_000_000}),
         json.dumps({**header, "more": 0})[:-2] + "[" * 900 + "]" * 900 + "}",
+        json.dumps({**header, "more": ["a"] * 3_000_000}),
     ]
     paths = [tmp_path / f"{i}.npz" for i in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         with_header(path, text.encode())
     lines = outcomes(paths)
-    assert all("not as long as" in line for line in lines[:2]), lines
+    assert all("no version" in line or "not as" in line for line in lines), lines
 
 
 def test_headers_of_arrays_that_took_much(tmp_path):
@@ -337,7 +334,7 @@ def test_headers_of_arrays_that_took_much(tmp_path):
             archive.writestr(f"{key}.npy", member(slow))
     first, second = outcomes([others, wanted], seconds=30)
     assert first == "loaded"
-    assert "Header" in second
+    assert "is not an array of numbers" in second
 
 
 @pytest.mark.parametrize("dtype", ["u1", "U1", "S1", "U0", "f4"])
@@ -367,8 +364,9 @@ def test_second_names_that_are_no_text(extension, tmp_path):
 def test_second_names_of_other_letters(tmp_path):
     path = tmp_path / "run.h5"
     with h5py.File(path, "w") as file:
-        file["A0.ρ_cache"] = file["x"] = ZEROS
-        file["duplicate_keys"], file["duplicate_targets"] = "A0.ρ_delta", "x"
+        file["x"] = ZEROS
+        file["duplicate_keys"] = "A0.ρ_cache+A0.ρ_delta"
+        file["duplicate_targets"] = "x+x"
     train(make(shapes={"ρ": (4,)}, name="A0"), 0, 1).load_states(path)
 
 
@@ -398,9 +396,9 @@ def test_sparse_files(tmp_path):
         path = tmp_path / f"run{extension}"
         path.touch()
         paths.append(path)
-        older = tmp_path / f"older{extension}"
-        older.write_bytes((DATA / f"v1-float32{extension}").read_bytes())
-        paths.append(older)
+        ours = tmp_path / f"ours{extension}"
+        one().save_states(ours)
+        paths.append(ours)
     text = tmp_path / "bytes.pkl"
     text.write_bytes(b"\x80\5}\x8c\nA0.w_cache\x8e" + (199 << 30).to_bytes(8, "little"))
     line = tmp_path / "line.pkl"
