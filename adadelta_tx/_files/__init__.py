@@ -55,6 +55,7 @@ def write(
         raise ValueError(f"compressed is for .npz files, not for {file}.")
     entries = entries_of(header, arrays)
     try:
+        collected((name, None) for name in entries)  # that they are not too many
         form.write(content, entries, **({"compressed": True} if compressed else {}))
         written = _described(form, content.getvalue())
         for name in arrays:  # what cannot be read again is not saved
@@ -94,7 +95,7 @@ def _read(file: Any, form: Any, opened: BinaryIO) -> Description:
 
 def _described(form: Any, data: bytes) -> Description:
     shapes = getattr(form, "shapes", lambda shape: [shape])
-    return described(data, collected(form.entries(data), len(data)), shapes)
+    return described(data, collected(form.entries(data)), shapes)
 
 
 def failed(file: Any, what: str, error: BaseException) -> CheckpointError:

@@ -27,14 +27,13 @@ from adadelta_tx._files.entry import (
 )
 
 _HEADER, _DIGEST = "adadelta_tx:header", "adadelta_tx:digest"
-# A list of nothing takes JSON 60 bytes of memory, and 3 of text: only what is written.
+# A list of nothing takes JSON 60 bytes of memory, and 3 of text. Here is none.
 _WRITTEN = re.compile(
     rb'\{"format": 2, [^{}]{1,5000}\{[^{}]{1,5000}\}, "variables": \{'
-    rb'(?:"(?:[^"\\]|\\.)*+": \["\w{1,20}", \[[\d, ]{0,400}\], "[0-9a-f]{64}"\]'
-    rb"(?:, |(?=\})))*+\}\}"
+    rb'(?:"(?:[^"\\]|\\.)*+": "\w{1,20} \([\d,]*\) [0-9a-f]{64}"(?:, |(?=\})))*+\}\}'
 )
 _ALIASES, _TARGETS = "duplicate_keys", "duplicate_targets"  # lists of BrainPy 2.2
-_LIST, _NAMES = 2**22, 10_000  # bytes of a list, and names in it
+_LIST, _SECOND = 2**22, 10_000  # bytes of a list, and names in it
 _DAMAGED = "is damaged: it is not what was written."
 
 Shapes = Callable[[tuple[int, ...]], list[tuple[int, ...]]]
@@ -60,7 +59,8 @@ def entries_of(
             raise ValueError(f"Two of the names are written alike: {name!r}.")
         entries[name] = array.view(_plain(array.dtype))
         digest = hashlib.sha256(entries[name]).hexdigest()
-        variables[key] = array.dtype.name, array.shape, digest
+        shape = ",".join(map(str, array.shape))
+        variables[key] = f"{array.dtype.name} ({shape}) {digest}"
     text = json.dumps({"format": 2, **header, "variables": variables}).encode()
     entries[_HEADER] = np.frombuffer(text, np.uint8)
     return entries | {_DIGEST: np.frombuffer(hashlib.sha256(text).digest(), np.uint8)}
@@ -72,7 +72,7 @@ def described(data: bytes, entries: Entries, shapes: Shapes) -> Description:
         if any(mark in data for mark in (b"adadelta_tx:", b', "variables": {"')):
             raise CheckpointError(_DAMAGED)
         return Description(_brainpys(entries), shapes)
-    text = looked_at(entries, _HEADER).read(2**24 + len(data) // 3).tobytes()
+    text = looked_at(entries, _HEADER).read(2**22 + len(data) // 2).tobytes()
     digest = looked_at(entries, _DIGEST).read(32).tobytes()
     if digest != hashlib.sha256(text).digest():
         raise CheckpointError(_DAMAGED)
@@ -80,19 +80,19 @@ def described(data: bytes, entries: Entries, shapes: Shapes) -> Description:
         raise CheckpointError("has a header of ours that is of no version known here.")
     header = json.loads(text)
     variables = {
-        key: partial(_ours, entries, key, shapes, *told)
+        key: partial(_ours, entries, key, shapes, told)
         for key, told in header["variables"].items()
     }
     numbers = dict(header["numbers"])
     return Description(variables, shapes, header["name"], header["schedule"], numbers)
 
 
-def _ours(
-    entries: Entries, key: str, shapes: Shapes, name: str, axes: Any, digest: str
-) -> Entry:
+def _ours(entries: Entries, key: str, shapes: Shapes, told: str) -> Entry:
     """An entry as the array that it was, which is checked when it is read."""
     stored = looked_at(entries, _entry_name(key))
-    dtype, shape = jnp.dtype(name), tuple(axes)
+    name, axes, digest = told.split(" ")
+    dtype = jnp.dtype(name)
+    shape = tuple(int(n) for n in axes[1:-1].split(",") if n)
     if stored.dtype != _plain(dtype) or stored.shape not in shapes(shape):
         raise CheckpointError(f"{_DAMAGED} {key} is {stored}.")
 
@@ -116,17 +116,17 @@ def _brainpys(entries: Entries) -> Entries:
         lists = [_names(looked_at(entries, name)) for name in (_ALIASES, _TARGETS)]
         found = [(name, y) for name, y in found if name not in (_ALIASES, _TARGETS)]
         found += [(alias, entries[x]) for alias, x in zip(*lists, strict=True)]
-    return collected(found, math.inf)
+    return collected(found)
 
 
 def _names(entry: Entry) -> list[str]:
-    if entry.dtype.kind not in "SU" or math.prod(entry.shape) > _NAMES:
+    if entry.dtype.kind not in "SU" or math.prod(entry.shape) > _SECOND:
         raise CheckpointError(f"has a list of second names that is {entry}.")
     array = entry.read(_LIST).ravel()
     array = np.char.decode(array, "utf-8") if entry.dtype.kind == "S" else array
     if (array.astype(str).view(np.uint32) > sys.maxunicode).any():
         raise CheckpointError("has a text of what are no letters.")
-    names = array.tolist() if entry.shape else array[0].split("+", _NAMES)
+    names = array.tolist() if entry.shape else array[0].split("+", _SECOND)
     return [name.strip() for name in names]
 
 

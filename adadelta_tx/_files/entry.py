@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 OTHER = np.dtype("V")  # stands for whatever is not read
+NAMES = 2**16  # in a file; more would take more memory than small arrays do
 
 
 class CheckpointError(Exception):
@@ -54,12 +55,12 @@ Look = Callable[[], Entry]
 Entries = Mapping[str, Look | None]  # None for one of two that have one name
 
 
-def collected(found: Iterable[tuple[str, Look | None]], size: float) -> Entries:
-    """Entries by name, of a file of that size."""
+def collected(found: Iterable[tuple[str, Look | None]]) -> Entries:
+    """Entries by name."""
     entries: dict[str, Look | None] = {}
     for number, (name, look) in enumerate(found):
-        if number > 2**16 + size // 64:  # they would take more memory than the file
-            raise CheckpointError("has more names than arrays of its size need.")
+        if number == NAMES:
+            raise CheckpointError(f"has more than {NAMES:,} names.")
         entries[name] = None if name in entries else look
     return entries
 

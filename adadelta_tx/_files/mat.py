@@ -51,53 +51,56 @@ def entries(data: bytes) -> Iterator[tuple[str, Look]]:
     """The entries of a file."""
     if data[124:128] != b"\x00\x01IM":
         raise ForeignError("is not of MATLAB's format 5, little-endian.")
-    place, view, packed = 128, memoryview(data), True
-    while place < len(data):
-        kind, matrix, place = _element(view, place)
+    place, size, packed = 128, len(data), len(data) > 128
+    while place < size:
+        kind, start, end, place = _element(data, place, size)
         if kind == _MATRIX:
+            _, flags, _, start = _element(data, start, end)
+            _, *dimensions, start = _element(data, start, end)
+            _, first, last, start = _element(data, start, end)
+            look = partial(_look, data, flags, *dimensions, start, end)
+            yield str(data[first:last], "latin1"), look
             packed = False
-            yield _matrix(matrix)
         elif kind != _COMPRESSED:
             raise CheckpointError("has something else than MATLAB's variables.")
-    if packed and len(data) > 128:
+    if packed:
         raise ForeignError("has only compressed variables.")
 
 
-def _element(view: memoryview, place: int) -> tuple[int, memoryview, int]:
-    """An element's type and data, and where the next one starts."""
-    kind, length = struct.unpack_from("<2I", view, place)
-    start, end = place + 8, place + 8 + length
-    end += 0 if kind == _COMPRESSED else -length % 8
+def _element(data: bytes, place: int, most: int) -> tuple[int, int, int, int]:
+    """An element's type, where its data starts and ends, and where the next starts."""
+    kind, length = struct.unpack_from("<2I", data, place)
+    start, after = place + 8, place + 8 + length
+    after += 0 if kind == _COMPRESSED else -length % 8
     if kind >> 16:  # a small one: type, length and data in 8 bytes
-        kind, length, start, end = kind & 0xFFFF, kind >> 16, place + 4, place + 8
-    if start + length > min(end, len(view)):
+        kind, length, start, after = kind & 0xFFFF, kind >> 16, place + 4, place + 8
+    if start + length > min(after, most):
         raise CheckpointError("has an element that is longer than its place.")
-    return kind, view[start : start + length], end
+    return kind, start, start + length, after
 
 
-def _matrix(view: memoryview) -> tuple[str, Look]:
-    _, flags, place = _element(view, 0)
-    _, dimensions, place = _element(view, place)
-    _, name, place = _element(view, place)
-    kind, data, place = _element(view, place)
-
-    def look() -> Entry:
-        shape = struct.unpack(f"<{min(len(dimensions), 400) // 4}I", dimensions)
-        dtype = np.dtype(_DTYPES.get((flags[0], kind), OTHER))
-        if (flags[0], kind) == _TEXT and 0 < math.prod(shape[-1:]) < 10_000:
-            letters = partial(_letters, data, shape)
-            return Entry(np.dtype(f"U{shape[-1]}"), shape[:-1], letters)
-        if flags[1] & _COMPLEX:
-            if dtype.kind != "f":
-                return Entry(OTHER, shape, bytes)
-            parts = [np.frombuffer(x, dtype) for x in (data, _element(view, place)[1])]
-            wide = np.result_type(dtype, np.complex64)
-            return Entry(wide, shape, lambda: np.stack(parts, -1).tobytes(), "F")
-        if flags[1] & _LOGICAL and dtype == np.uint8:
-            dtype = np.dtype(bool)
-        return Entry(dtype, shape, lambda: data, "F")
-
-    return str(name, "latin1"), look
+def _look(
+    data: bytes, flags: int, first: int, last: int, place: int, end: int
+) -> Entry:
+    view = memoryview(data)
+    axes = view[first : min(last, first + 400)]
+    shape = struct.unpack(f"<{len(axes) // 4}I", axes)
+    kind, start, stop, place = _element(data, place, end)
+    values, of = view[start:stop], (data[flags], kind)
+    dtype = np.dtype(_DTYPES.get(of, OTHER))
+    if of == _TEXT and 0 < math.prod(shape[-1:]) < 10_000:
+        letters = partial(_letters, values, shape)
+        return Entry(np.dtype(f"U{shape[-1]}"), shape[:-1], letters)
+    if data[flags + 1] & _COMPLEX:
+        if dtype.kind != "f":
+            return Entry(OTHER, shape, bytes)
+        _, start, stop, _ = _element(data, place, end)
+        parts = [np.frombuffer(part, dtype) for part in (values, view[start:stop])]
+        wide = np.result_type(dtype, np.complex64)
+        return Entry(wide, shape, lambda: np.stack(parts, -1).tobytes(), "F")
+    if data[flags + 1] & _LOGICAL and dtype == np.uint8:
+        dtype = np.dtype(bool)
+    return Entry(dtype, shape, lambda: values, "F")
 
 
 def _letters(data: memoryview, shape: tuple[int, ...]) -> bytes:

@@ -16,7 +16,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from adadelta_tx._files.entry import OTHER, CheckpointError, Entry, ForeignError, Look
+from adadelta_tx._files.entry import (
+    NAMES,
+    OTHER,
+    CheckpointError,
+    Entry,
+    ForeignError,
+    Look,
+)
 
 CONVERT = "numpy.savez('new.npz', **numpy.load(old, allow_pickle=True))"
 # All that a pickle may ask for, and what it is called here.
@@ -37,6 +44,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 # How much of the stack an instruction takes; 0 is all above the last mark.
 _TAKES = {"TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "APPENDS": 0}
 _TAKES |= {"SETITEM": 2, "SETITEMS": 0, "STACK_GLOBAL": 2, "REDUCE": 2, "BUILD": 1}
+_LARGE = {"EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"}
 
 
 class _Call:
@@ -62,27 +70,27 @@ def _unpickled(data: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: list[Any] = []
-    left = 2**21 + len(data) // 8  # instructions, of which some take more memory
+    left = 24 * NAMES  # instructions, of which some take more memory
     for operation, argument, _ in pickletools.genops(data):
         name, items = operation.name, []
-        left -= 4 if name[:4] in ("EMPT", "REDU", "TUPL", "GLOB", "STAC") else 1
+        left -= 3 if name in _LARGE else 1
         if left < 0:
             raise CheckpointError("has more instructions than arrays need.")
         if name in _TAKES:
             start = -_TAKES[name] or marks.pop()
             items, stack[start:] = stack[start:], []
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in ("EMPTY_LIST", "EMPTY_DICT"):
-            stack.append({} if name == "EMPTY_DICT" else [])
-        elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+        if name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
             if argument not in (None, len(memo)):
                 raise ForeignError("has its memo in another order than Python's.")
             memo.append(stack[-1])
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
+        elif name in _LITERALS:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in ("EMPTY_LIST", "EMPTY_DICT"):
+            stack.append({} if name == "EMPTY_DICT" else [])
         elif name == "MARK":
             marks.append(len(stack))
         elif name.startswith("TUPLE"):

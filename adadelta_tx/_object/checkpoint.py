@@ -53,10 +53,11 @@ def load_states(
     try:
         old = _leaves(known)
         others = _leaves({key: x for key, x in more.items() if key not in own})
+        batches = {k: getattr(x, "batch_axis", None) for k, x in more.items()}
         places, warnings = match(told, optimizer.name, optimizer.lr.name, old, others)
         new = {}
         for leaf, place in places.items():
-            new[leaf] = _new(told, place, old[leaf], leaf in others)
+            new[leaf] = _new(told, place, old[leaf], batches.get(leaf))
         had = _numbers(optimizer)
         numbers = {} if told.numbers is None else _checked(told.numbers)
         if numbers and _kind(told.schedule) != _kind(optimizer.lr.name):
@@ -267,7 +268,7 @@ def _checked(numbers: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _new(told: Description, place: str, old: Any, is_other: bool) -> jax.Array:
+def _new(told: Description, place: str, old: Any, batch: int | None) -> jax.Array:
     """An array of a file, where the old one is, if it has its dtype and shape."""
     if isinstance(old, Tracer):
         raise CheckpointError("it cannot be loaded inside a JAX transformation.")
@@ -277,10 +278,10 @@ def _new(told: Description, place: str, old: Any, is_other: bool) -> jax.Array:
         how = ""
         if old.dtype == np.uint16 and not ours:
             how = " It does not say the epsilon that codes belong to."
-        elif is_other and fits:
+        elif batch is not None:
             how = (
-                " If it is a state, as long as a batch, leave it out: save and load "
-                "what is trained, load_states(file, network.train_vars().unique())."
+                " It is a state, as long as a batch. Save and load what has no batch: "
+                "{k: v for k, v in network.vars().items() if v.batch_axis is None}."
             )
         raise CheckpointError(
             f"{place} is {entry} in the file, and {_a(old)} here.{how}"
