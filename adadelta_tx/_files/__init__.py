@@ -1,7 +1,9 @@
 """Files: names and arrays to bytes, and back. Nothing here knows an optimizer."""
 
+import contextlib
 import io
 import os
+import time
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -18,6 +20,7 @@ from adadelta_tx._files.entry import (
 from adadelta_tx._files.replacing import StrPath, replacing
 
 File = StrPath | BinaryIO
+_REST = 0.1  # seconds
 
 _FORMATS = {".npz": npz, ".h5": h5, ".hdf5": h5, ".mat": mat}
 _FORMATS |= {".pkl": pickle, ".pickle": pickle}
@@ -44,7 +47,7 @@ def _format(file: Any, method: str) -> Any:
 
 
 def write(
-    file: File,
+    file: Any,
     header: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
     compressed: bool,
@@ -69,28 +72,35 @@ def write(
             new.write(content.getbuffer())
 
 
-def read(file: File) -> Description:
+def read(file: Any) -> Description:
     """What a file says of itself, which is read as a whole."""
-    form = _format(file, "read")
-    if not hasattr(file, "read"):
-        if os.path.exists(file) and not os.path.isfile(file):
-            raise CheckpointError(f"{file}: is not a file.")
-        with open(file, "rb") as opened:
-            return _read(file, form, opened)
+    form, is_open = _format(file, "read"), hasattr(file, "read")
     if isinstance(file, io.TextIOBase):
         raise TypeError(f"{file} must be open in binary mode.")
-    return _read(file, form, file)
+    if not is_open and os.path.exists(file) and not os.path.isfile(file):
+        raise CheckpointError(f"{file}: is not a file.")
+    with contextlib.nullcontext(file) if is_open else open(file, "rb") as opened:
+        try:
+            start = time.time()
+            if not (data := opened.read()):
+                raise CheckpointError("is empty, or was read to its end: seek(0).")
+            told = _described(form, data)
+            if told.owner is None and not is_open:
+                _check_at_rest(opened, data, start)
+            return told
+        except OSError:
+            raise
+        except Exception as error:
+            raise failed(file, "cannot be read", error) from error
 
 
-def _read(file: Any, form: Any, opened: BinaryIO) -> Description:
-    try:
-        if not (data := opened.read()):
-            raise CheckpointError("is empty, or was read to its end: seek(0).")
-        return _described(form, data)
-    except OSError:
-        raise
-    except Exception as error:
-        raise failed(file, "cannot be read", error) from error
+def _check_at_rest(file: BinaryIO, data: bytes, start: float) -> None:
+    """Checks that a file without digests was not being written when it was read."""
+    if os.fstat(file.fileno()).st_mtime > start - _REST:
+        time.sleep(_REST)
+        file.seek(0)
+        if file.read() != data:
+            raise CheckpointError("is being written by another process.")
 
 
 def _described(form: Any, data: bytes) -> Description:

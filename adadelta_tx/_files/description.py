@@ -58,7 +58,7 @@ def entries_of(
         if (name := _entry_name(key)) in entries:
             raise ValueError(f"Two of the names are written alike: {name!r}.")
         entries[name] = array.view(_plain(array.dtype))
-        digest = hashlib.sha256(entries[name]).hexdigest()
+        digest = _sha256(entries[name])
         shape = ",".join(map(str, array.shape))
         variables[key] = f"{array.dtype.name} ({shape}) {digest}"
     text = json.dumps({"format": 2, **header, "variables": variables}).encode()
@@ -98,7 +98,7 @@ def _ours(entries: Entries, key: str, shapes: Shapes, told: str) -> Entry:
 
     def data() -> np.ndarray:
         content = np.ascontiguousarray(stored.read())
-        if digest != hashlib.sha256(content).hexdigest():
+        if digest != _sha256(content):
             raise CheckpointError(f"{_DAMAGED} {key} has another SHA-256.")
         return content.ravel().view(np.uint8)
 
@@ -128,6 +128,10 @@ def _names(entry: Entry) -> list[str]:
         raise CheckpointError("has a text of what are no letters.")
     names = array.tolist() if entry.shape else array[0].split("+", _SECOND)
     return [name.strip() for name in names]
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _entry_name(name: str) -> str:

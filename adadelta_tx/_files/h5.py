@@ -45,7 +45,7 @@ def _message(dtype: np.dtype) -> bytes:
 _DTYPES = {
     (text := _message(dtype)).ljust(len(text) + -len(text) % 8, b"\0"): dtype
     for code in "?bhiqBHIQefdFD"
-    for dtype in [np.dtype(code).newbyteorder(x) for x in "<>"]
+    for dtype in [np.dtype(code).newbyteorder("<"), np.dtype(code).newbyteorder(">")]
 }
 
 

@@ -71,7 +71,8 @@ def _unpickled(data: bytes) -> Any:
     marks: list[int] = []
     memo: list[Any] = []
     left = 24 * NAMES  # instructions, of which some take more memory
-    for operation, argument, _ in pickletools.genops(data):
+    operations: Iterator[Any] = pickletools.genops(data)
+    for operation, argument, _ in operations:
         name, items = operation.name, []
         left -= 3 if name in _LARGE else 1
         if left < 0:

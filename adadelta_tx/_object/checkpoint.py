@@ -303,7 +303,7 @@ def _widens(dtype: np.dtype, wide: np.dtype) -> bool:
         return True
     if all(jnp.issubdtype(d, jnp.floating) for d in (dtype, wide)):
         return np.can_cast(dtype, wide, "safe")
-    return dtype == wide != np.uint16  # which codes are
+    return dtype.newbyteorder("=") == wide != np.uint16  # which codes are
 
 
 def _a(array: Any) -> str:

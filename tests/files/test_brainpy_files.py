@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import pickle
 import random
 import re
@@ -268,6 +269,7 @@ def test_damaged_files_of_brainpy(extension, tmp_path):
     refusals = 0
     for kind in faults.DAMAGES * 100:
         path.write_bytes(faults.damaged(kind, data, data[::-1], rng))
+        os.utime(path, (0, 0))  # a new one is read twice, with time between
         with contextlib.suppress(CheckpointError):
             ours.load_states(path)
             refusals -= 1
@@ -487,7 +489,7 @@ def network_of(kind):
 
 
 def fit(network, optimizer, batch, steps):
-    x = np.random.default_rng(batch).normal(size=(5, batch, 3)).astype(np.float32)
+    x = np.random.default_rng(batch).normal(size=(2, batch, 3)).astype(np.float32)
 
     def loss():
         bp.reset_state(network, batch)
@@ -500,19 +502,18 @@ def fit(network, optimizer, batch, steps):
         optimizer.update(grad())
 
 
-@pytest.mark.parametrize("extension", ONE_EACH)
 @pytest.mark.parametrize("kind", [Recurrent, Spiking])
-def test_a_network_resumes_with_another_batch(kind, extension, tmp_path):
-    path = tmp_path / f"run{extension}"
+def test_a_network_resumes_with_another_batch(kind, tmp_path):
+    path = tmp_path / "run.npz"
     bp.share.save(t=0.0, dt=0.1, fit=True)
     network, optimizer = network_of(kind)
-    fit(network, optimizer, 32, 3)
+    fit(network, optimizer, 32, 1)
     optimizer.save_states(path, kept(network))
     other, resumed = network_of(kind)
     bp.reset_state(other, 8)
     resumed.load_states(path, kept(other))
     for run in ((network, optimizer), (other, resumed)):
-        fit(*run, 8, 3)
+        fit(*run, 8, 1)
     trained = network.train_vars().unique()
     assert any((v.value != 0).any() for v in optimizer.implicit_vars.values())
     assert kept(network).keys() > trained.keys() or kind is Spiking

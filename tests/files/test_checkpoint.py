@@ -373,9 +373,12 @@ def test_mode_and_links_stay(tmp_path):
 @pytest.mark.parametrize("form", faults.FORMATS)
 def test_damaged_files(form):
     """What loads is as it was written: the damage is where no number is."""
-    for kind, outcomes in faults.damages(form, 200).items():
-        assert outcomes.keys() <= {"refused", "loaded as written"}, kind
-        assert outcomes["refused"] >= 40, kind
+    for kind, outcomes in faults.damages(form, 350).items():
+        right = {"refused", "loaded as written"}
+        right |= {"loaded as its library reads it"} if kind in faults.KINDS else set()
+        assert outcomes.keys() <= right, kind
+        assert outcomes["refused"] >= (0 if kind == "foreign" else 10), kind
+        assert outcomes["loaded as written"] or kind != "foreign", kind
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
