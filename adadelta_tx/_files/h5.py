@@ -66,7 +66,7 @@ def entries(data: bytes) -> Iterator[tuple[str, Look]]:
         raise ForeignError("has names in another layout than HDF5's first.")
     tree, heap = struct.unpack("<2Q", table)
     mark, size, start = struct.unpack_from("<5s3xQ8xQ", data, heap)
-    if mark != b"HEAP\0":
+    if mark != b"HEAP\0" or start + size > len(data):
         raise CheckpointError("has names that are not in a heap.")
     names, letters, seen, nodes = data[start : start + size], 0, set(), [tree]
     while nodes:
