@@ -32,7 +32,7 @@ def _format(file: Any, method: str) -> Any:
         return npz
     if not isinstance(file, str | os.PathLike):
         raise TypeError(
-            "The first argument is the path of a file, or a binary file object, got "
+            "The first argument is a binary file object, or the path of a file, got "
             f"{type(file).__name__}."
         )
     if "\0" in os.fspath(file):

@@ -41,19 +41,11 @@ _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNIC
 _LITERALS |= {"BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"}
 _LITERALS |= {"BYTEARRAY8"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_CONSTANTS |= {"EMPTY_LIST": None}  # no array is in one
 # How much of the stack an instruction takes; 0 is all above the last mark.
 _TAKES = {"TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "APPENDS": 0}
 _TAKES |= {"SETITEM": 2, "SETITEMS": 0, "STACK_GLOBAL": 2, "REDUCE": 2, "BUILD": 1}
-_LARGE = {"EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"}
-
-
-class _Call:
-    """What a pickle wants called, with which arguments, and the state it would set."""
-
-    __match_args__ = __slots__ = ("function", "arguments", "state")
-
-    def __init__(self, function: Any, arguments: Any) -> None:
-        self.function, self.arguments, self.state = function, arguments, None
+_LARGE = {"EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"}
 
 
 def write(file: Any, entries: Mapping[str, np.ndarray]) -> None:
@@ -90,8 +82,8 @@ def _unpickled(data: bytes) -> Any:
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
-        elif name in ("EMPTY_LIST", "EMPTY_DICT"):
-            stack.append({} if name == "EMPTY_DICT" else [])
+        elif name == "EMPTY_DICT":
+            stack.append({})
         elif name == "MARK":
             marks.append(len(stack))
         elif name.startswith("TUPLE"):
@@ -113,9 +105,9 @@ def _unpickled(data: bytes) -> Any:
                 )
             stack.append(_GLOBALS[path])
         elif name == "REDUCE":
-            stack.append(_Call(*items))
-        elif name == "BUILD" and type(stack[-1]) is _Call:
-            stack[-1].state = items[0]
+            stack.append([*items, None])  # a function, arguments, a state to be set
+        elif name == "BUILD" and type(stack[-1]) is list:
+            stack[-1][2] = items[0]
         elif name not in ("PROTO", "FRAME", "APPEND", "APPENDS", "STOP"):
             raise ForeignError(f"has {name}, which no pickle of arrays needs.")
     return stack.pop()
@@ -125,21 +117,21 @@ def _array(item: Any) -> Entry:
     """What a pickle says of an array; or that it is none."""
     order = "C"
     match item:
-        case _Call("jax", (_, _, (_, shape, dtype, fortran, data), _)):
+        case ["jax", (_, _, (_, shape, dtype, fortran, data), _), _]:
             order = "CF"[bool(fortran)]
-        case _Call("reconstruct", _, (_, shape, dtype, fortran, data)):
+        case ["reconstruct", _, (_, shape, dtype, fortran, data)]:
             order = "CF"[bool(fortran)]
-        case _Call("buffer", (data, dtype, shape, order)):
+        case ["buffer", (data, dtype, shape, order), _]:
             pass
-        case _Call("scalar", (dtype, data)):
+        case ["scalar", (dtype, data), _]:
             shape = ()
         case _:
             return Entry(OTHER, (), bytes)
     known = OTHER
     match dtype:
-        case _Call("dtype", ("bfloat16", _, _)):
+        case ["dtype", ("bfloat16", _, _), _]:
             known = np.dtype(jnp.bfloat16)
-        case _Call("dtype", (str(code), _, _), (_, str(endian), *_)):
+        case ["dtype", (str(code), _, _), (_, str(endian), *_)]:
             if re.fullmatch(r"[bcfiuU]\d{1,4}", code):
                 known = np.dtype(f"{'>' if endian == '>' else '<'}{code}")
     if type(shape) is not tuple or not all(type(n) is int for n in shape):

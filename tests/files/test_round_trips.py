@@ -149,7 +149,9 @@ def test_file_objects_that_do_not_serve(tmp_path):
     optimizer.save_states(path)
     with path.open() as file, pytest.raises(TypeError, match="in binary mode"):
         optimizer.load_states(file)
-    with pytest.raises(TypeError, match="or a binary file object, got dict"):
+    with pytest.raises(
+        TypeError, match="binary file object, or the path of a file, got dict"
+    ):
         optimizer.load_states({})
 
 
