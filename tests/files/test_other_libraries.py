@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import struct
 
 import h5py
 import jax
@@ -13,6 +14,7 @@ import scipy.io
 import adadelta_tx
 from adadelta_tx import CheckpointError, Variable
 from tests.files.helpers import one
+from tests.files.test_strangers import element
 
 NUMBERS = [
     "b1",
@@ -209,18 +211,18 @@ def test_h5_numbers_in_another_way(tmp_path):
 
 
 def test_complex_integers_of_matlab(tmp_path):
+    """Which scipy does not write; it reads them as complex numbers."""
     path = tmp_path / "run.mat"
     zeros, _ = content()
-    scipy.io.savemat(path, {**zeros, "x": np.float64([[1, 2]]) + 1j})
-    data = path.read_bytes()
-    place = data.rindex(b"\x06\0\0\0\x08\0\0\0")
-    whole = bytearray(data)
-    whole[place + 8] = 12  # int32, whose data is int32, too
-    for _ in range(2):
-        at = whole.index(b"\x09\0\0\0\x10\0\0\0", place)
-        whole[at] = 5
-    path.write_bytes(whole)
-    assert checked(path, {"x": np.zeros((1, 4), np.int32)}) == (0, ["x"])
+    scipy.io.savemat(path, zeros)
+    real, imaginary = (element(5, np.int32(x).tobytes()) for x in ([1, 2], [3, 4]))
+    head = element(6, struct.pack("<4B4x", 12, 8, 0, 0)) + element(
+        5, bytes([1, 0, 0, 0, 2, 0, 0, 0])
+    )
+    path.write_bytes(
+        path.read_bytes() + element(14, head + element(1, b"x") + real + imaginary)
+    )
+    np.testing.assert_array_equal(scipy.io.loadmat(path)["x"], [[1 + 3j, 2 + 4j]])
     assert checked(path, {"x": np.zeros((1, 2), np.int32)}) == (0, ["x"])
 
 
