@@ -1,68 +1,121 @@
 """Files: names and arrays to bytes, and back. Nothing here knows an optimizer."""
 
+import contextlib
+import io
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import time
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from adadelta_tx._files import h5, mat, npz, pickle
 from adadelta_tx._files.description import Description, described, entries_of
-from adadelta_tx._files.entry import CheckpointError, ForeignError, collected
+from adadelta_tx._files.entry import (
+    CheckpointError,
+    ForeignError,
+    collected,
+    looked_at,
+)
 from adadelta_tx._files.replacing import StrPath, replacing
+
+File = StrPath | BinaryIO
+_REST = 0.1  # seconds
 
 _FORMATS = {".npz": npz, ".h5": h5, ".hdf5": h5, ".mat": mat}
 _FORMATS |= {".pkl": pickle, ".pickle": pickle}
 
 
-def _format(filename: StrPath) -> Any:
-    if not isinstance(filename, str | os.PathLike):
+def _format(file: Any, method: str) -> Any:
+    """The module of a file's format, which a path's extension tells."""
+    if hasattr(file, method):
+        return npz
+    if not isinstance(file, str | os.PathLike):
         raise TypeError(
-            f"The first argument is the path of a file, got {type(filename).__name__}."
+            "The first argument is a binary file object, or the path of a file, got "
+            f"{type(file).__name__}."
         )
-    extension = os.path.splitext(filename)[1].lower() or ".npz"
+    if "\0" in os.fspath(file):
+        raise CheckpointError(f"{printable(repr(file))}: a path has no NUL in it.")
+    extension = os.path.splitext(file)[1].lower() or ".npz"
     if extension not in _FORMATS:
         raise CheckpointError(
-            f"{filename}: no format has the extension {extension!r}. "
+            f"{file}: no format has the extension {extension!r}. "
             f"There are {', '.join(_FORMATS)}."
         )
     return _FORMATS[extension]
 
 
 def write(
-    filename: StrPath,
+    file: Any,
     header: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
     compressed: bool,
 ) -> None:
     """Writes arrays by name and a header to a file, whole or not at all."""
-    form = _format(filename)
+    form, content = _format(file, "write"), io.BytesIO()
     if compressed and form is not npz:
-        raise ValueError(f"compressed is for .npz files, not for {filename}.")
+        raise ValueError(f"compressed is for .npz files, not for {file}.")
     entries = entries_of(header, arrays)
-    with replacing(filename) as file:
-        form.write(file, entries, **({"compressed": True} if compressed else {}))
+    try:
+        collected((name, None) for name in entries)  # that they are not too many
+        form.write(content, entries, **({"compressed": True} if compressed else {}))
+        written = _described(form, content.getvalue())
+        for name in arrays:  # what cannot be read again is not saved
+            looked_at(written.variables, name)
+    except Exception as error:
+        raise failed(file, "cannot be written", error) from error
+    if hasattr(file, "write"):
+        file.write(content.getbuffer())
+    else:
+        with replacing(file) as new:
+            new.write(content.getbuffer())
 
 
-@contextmanager
-def reading(filename: StrPath) -> Iterator[Description]:
-    """What a file says of itself, while it is open."""
-    form = _format(filename)
-    shapes = getattr(form, "shapes", lambda shape: [shape])
-    if os.path.exists(filename) and not os.path.isfile(filename):
-        raise CheckpointError(f"{filename}: is not a file.")
-    with open(filename, "rb") as file:
+def read(file: Any) -> Description:
+    """What a file says of itself, which is read as a whole."""
+    form, is_open = _format(file, "read"), hasattr(file, "read")
+    if isinstance(file, io.TextIOBase):
+        raise TypeError(f"{file} must be open in binary mode.")
+    if not is_open and os.path.exists(file) and not os.path.isfile(file):
+        raise CheckpointError(f"{file}: is not a file.")
+    with contextlib.nullcontext(file) if is_open else open(file, "rb") as opened:
         try:
-            with form.entries(file) as found:
-                yield described(file, collected(found), shapes)
+            start = time.time()
+            if not (data := opened.read()):
+                raise CheckpointError("is empty, or was read to its end: seek(0).")
+            told = _described(form, data)
+            if told.owner is None and not is_open:
+                _check_at_rest(opened, data, start)
+            return told
+        except OSError:
+            raise
         except Exception as error:
-            told = str(error)
-            if not isinstance(error, CheckpointError):
-                told = f"cannot be read: {type(error).__name__}: {told}"
-            if isinstance(error, ForeignError):
-                told += f" If you trust the file, convert it: {form.CONVERT}"
-            raise CheckpointError(printable(f"{filename}: {told}")) from error
+            raise failed(file, "cannot be read", error) from error
+
+
+def _check_at_rest(file: BinaryIO, data: bytes, start: float) -> None:
+    """Checks that a file without digests was not being written when it was read."""
+    if os.fstat(file.fileno()).st_mtime > start - _REST:
+        time.sleep(_REST)
+        file.seek(0)
+        if file.read() != data:
+            raise CheckpointError("is being written by another process.")
+
+
+def _described(form: Any, data: bytes) -> Description:
+    shapes = getattr(form, "shapes", lambda shape: [shape])
+    return described(data, collected(form.entries(data)), shapes)
+
+
+def failed(file: Any, what: str, error: BaseException) -> CheckpointError:
+    """The error that tells of another one, with the file's name."""
+    told = str(error)
+    if not isinstance(error, CheckpointError):
+        told = f"{what}: {type(error).__name__}: {told}"
+    if isinstance(error, ForeignError):
+        told += f" If you trust the file, convert it: {_format(file, 'read').CONVERT}"
+    return CheckpointError(printable(f"{file}: {told}"))
 
 
 def printable(text: str) -> str:

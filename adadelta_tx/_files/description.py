@@ -8,13 +8,11 @@ SHA-256 of the header. So what is read is checked, whatever else there is in the
 import hashlib
 import json
 import math
-import operator
-import os
-import struct
+import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jax.numpy as jnp
@@ -25,20 +23,17 @@ from adadelta_tx._files.entry import (
     Entries,
     Entry,
     collected,
-    exactly,
     looked_at,
 )
 
 _HEADER, _DIGEST = "adadelta_tx:header", "adadelta_tx:digest"
-# Version 1 ended with the SHA-256 of all before it, in a matrix of MATLAB's format 5:
-# the tags of the matrix, its class, its dimensions, its name and its 32 bytes.
-_SEAL = struct.pack(
-    "<2I 4I 4I 2I24s 2I",
-    *(14, 104, 6, 8, 9, 0, 5, 8, 1, 32, 1, 18, b"adadelta_tx:sha256", 2, 32),
+# A list of nothing takes JSON 60 bytes of memory, and 3 of text. Here is none.
+_WRITTEN = re.compile(
+    rb'\{"format": 2, [^{}]{1,5000}\{[^{}]{1,5000}\}, "variables": \{'
+    rb'(?:"(?:[^"\\]|\\.)*+": "\w{1,20} \([\d,]*\) [0-9a-f]{64}"(?:, |(?=\})))*+\}\}'
 )
 _ALIASES, _TARGETS = "duplicate_keys", "duplicate_targets"  # lists of BrainPy 2.2
-_TEXT_LIMIT = 2**24  # bytes of a header or of a list
-_NAMES_LIMIT = 10_000  # names in a list
+_LIST, _SECOND = 2**22, 10_000  # bytes of a list, and names in it
 _DAMAGED = "is damaged: it is not what was written."
 
 Shapes = Callable[[tuple[int, ...]], list[tuple[int, ...]]]
@@ -48,28 +43,10 @@ class Description(NamedTuple):
     """What a file says of itself; ``None`` is what it does not say."""
 
     variables: Entries
-    shapes: Shapes
+    shapes: Shapes  # an array of one of ours may have in a foreign file
     owner: str | None = None
     schedule: str | None = None
     numbers: Mapping[str, Any] | None = None
-
-    def array(self, name: str, like: Any) -> np.ndarray:
-        """A variable's array, if it can have the dtype and shape of another one."""
-        entry, ours = looked_at(self.variables, name), self.owner is not None
-        fits = entry.dtype == like.dtype if ours else _widens(entry.dtype, like.dtype)
-        shapes = [like.shape] if ours else self.shapes(like.shape)
-        if not fits or entry.shape not in shapes:
-            codes = like.dtype == np.uint16 and not ours
-            raise CheckpointError(
-                f"{name} is {entry} in the file, and {like.dtype.name} of shape "
-                f"{like.shape} here."
-                f"{' It does not say the epsilon that codes belong to.' * codes}"
-            )
-        array = entry.read().reshape(like.shape)
-        value = array.astype(like.dtype, copy=False)
-        if value.dtype.kind in "iu" and not np.array_equal(value, array):
-            raise CheckpointError(f"{name} is too large for {like.dtype.name}.")
-        return value
 
 
 def entries_of(
@@ -81,69 +58,51 @@ def entries_of(
         if (name := _entry_name(key)) in entries:
             raise ValueError(f"Two of the names are written alike: {name!r}.")
         entries[name] = array.view(_plain(array.dtype))
-        variables[key] = array.dtype.name, array.shape, _sha256(entries[name].tobytes())
+        digest = _sha256(entries[name])
+        shape = ",".join(map(str, array.shape))
+        variables[key] = f"{array.dtype.name} ({shape}) {digest}"
     text = json.dumps({"format": 2, **header, "variables": variables}).encode()
     entries[_HEADER] = np.frombuffer(text, np.uint8)
     return entries | {_DIGEST: np.frombuffer(hashlib.sha256(text).digest(), np.uint8)}
 
 
-def described(file: BinaryIO, entries: Entries, shapes: Shapes) -> Description:
-    """What an open file says of itself."""
-    size = os.fstat(file.fileno()).st_size
-    end = exactly(file, max(0, size - len(_SEAL) - 32), min(size, len(_SEAL)))
+def described(data: bytes, entries: Entries, shapes: Shapes) -> Description:
+    """What a file says of itself, of whose bytes these are the entries."""
     if _HEADER not in entries:
-        marks = ((name, mark) for name in entries for mark in (_HEADER, _DIGEST))
-        if any(_alike(*pair) for pair in (*marks, (end, _SEAL))):
+        if any(mark in data for mark in (b"adadelta_tx:", b', "variables": {"')):
             raise CheckpointError(_DAMAGED)
         return Description(_brainpys(entries), shapes)
-    text = looked_at(entries, _HEADER).read(min(size, _TEXT_LIMIT)).tobytes()
-    # A list of nothing takes 60 bytes of memory, and 3 of text.
-    if text.count(b"[") + text.count(b"{") > 64 * len(entries):
-        raise CheckpointError("has a header of more variables than there are.")
-    header = json.loads(text)
-    version, numbers = header["format"], dict(header["numbers"])
-    if version == 1:
-        intact = end == _SEAL and _digest_before(file, size - 32)
-        numbers["lr"] = None if math.isnan(numbers["lr"]) else numbers["lr"]
-    elif version == 2:
-        digest = looked_at(entries, _DIGEST).read(32).tobytes()
-        intact = digest == hashlib.sha256(text).digest()
-    else:
-        raise CheckpointError(
-            f"has version {version} of our format. This is adadelta_tx for version 2."
-        )
-    if not intact:
+    text = looked_at(entries, _HEADER).read(2**22 + len(data) // 2).tobytes()
+    digest = looked_at(entries, _DIGEST).read(32).tobytes()
+    if digest != hashlib.sha256(text).digest():
         raise CheckpointError(_DAMAGED)
+    if not _WRITTEN.fullmatch(text):
+        raise CheckpointError("has a header of ours that is of no version known here.")
+    header = json.loads(text)
     variables = {
-        key: partial(_ours, entries, key, shapes, *told)
+        key: partial(_ours, entries, key, shapes, told)
         for key, told in header["variables"].items()
     }
+    numbers = dict(header["numbers"])
     return Description(variables, shapes, header["name"], header["schedule"], numbers)
 
 
-def _ours(
-    entries: Entries, key: str, shapes: Shapes, name: str, axes: Any, digest: str = ""
-) -> Entry:
+def _ours(entries: Entries, key: str, shapes: Shapes, told: str) -> Entry:
     """An entry as the array that it was, which is checked when it is read."""
     stored = looked_at(entries, _entry_name(key))
-    dtype, shape = jnp.dtype(str(name)[:30]), tuple(axes)
+    name, axes, digest = told.split(" ")
+    dtype = jnp.dtype(name)
+    shape = tuple(int(n) for n in axes[1:-1].split(",") if n)
     if stored.dtype != _plain(dtype) or stored.shape not in shapes(shape):
         raise CheckpointError(f"{_DAMAGED} {key} is {stored}.")
 
-    def data() -> bytes:
-        content = stored.read().tobytes()
-        if digest and digest != _sha256(content):
+    def data() -> np.ndarray:
+        content = np.ascontiguousarray(stored.read())
+        if digest != _sha256(content):
             raise CheckpointError(f"{_DAMAGED} {key} has another SHA-256.")
-        return content
+        return content.ravel().view(np.uint8)
 
     return Entry(dtype, shape, data)
-
-
-def _digest_before(file: BinaryIO, end: int) -> bool:
-    digest = hashlib.sha256()
-    for place in range(0, end, 2**20):
-        digest.update(exactly(file, place, min(2**20, end - place)))
-    return digest.digest() == exactly(file, end, 32)
 
 
 def _brainpys(entries: Entries) -> Entries:
@@ -161,14 +120,18 @@ def _brainpys(entries: Entries) -> Entries:
 
 
 def _names(entry: Entry) -> list[str]:
-    if entry.dtype.kind not in "SU" or math.prod(entry.shape) > _NAMES_LIMIT:
+    if entry.dtype.kind not in "SU" or math.prod(entry.shape) > _SECOND:
         raise CheckpointError(f"has a list of second names that is {entry}.")
-    array = entry.read(_TEXT_LIMIT).ravel()
+    array = entry.read(_LIST).ravel()
     array = np.char.decode(array, "utf-8") if entry.dtype.kind == "S" else array
     if (array.astype(str).view(np.uint32) > sys.maxunicode).any():
         raise CheckpointError("has a text of what are no letters.")
-    names = array.tolist() if entry.shape else array[0].split("+", _NAMES_LIMIT)
+    names = array.tolist() if entry.shape else array[0].split("+", _SECOND)
     return [name.strip() for name in names]
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _entry_name(name: str) -> str:
@@ -182,21 +145,3 @@ def _plain(dtype: np.dtype) -> np.dtype:
     narrow = dtype.itemsize < 4 and not np.issubdtype(dtype, np.integer)
     other = dtype.kind not in "biufc" or (narrow and dtype.kind != "b")
     return np.dtype(f"u{dtype.itemsize}") if other else dtype
-
-
-def _widens(dtype: np.dtype, wide: np.dtype) -> bool:
-    """Whether numbers of a dtype can be had in another one, if integers are small."""
-    if all(jnp.issubdtype(d, jnp.signedinteger) for d in (dtype, wide)):
-        return True
-    if all(jnp.issubdtype(d, jnp.floating) for d in (dtype, wide)):
-        return np.can_cast(dtype, wide, "safe")
-    return dtype == wide != np.uint16  # which codes are
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _alike(one: str | bytes, other: str | bytes) -> bool:
-    """Whether two texts have more than two thirds of the second one's length alike."""
-    return sum(map(operator.eq, one, other)) > len(other) * 2 / 3

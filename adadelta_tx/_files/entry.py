@@ -3,11 +3,12 @@
 import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 OTHER = np.dtype("V")  # stands for whatever is not read
+NAMES = 2**16  # in a file; more would take more memory than small arrays do
 
 
 class CheckpointError(Exception):
@@ -36,7 +37,7 @@ class Entry(NamedTuple):
 
     dtype: np.dtype
     shape: tuple[int, ...]
-    data: Callable[[], bytes]
+    data: Callable[[], Any]
     order: Any = "C"
 
     def __str__(self) -> str:
@@ -57,7 +58,9 @@ Entries = Mapping[str, Look | None]  # None for one of two that have one name
 def collected(found: Iterable[tuple[str, Look | None]]) -> Entries:
     """Entries by name."""
     entries: dict[str, Look | None] = {}
-    for name, look in found:
+    for number, (name, look) in enumerate(found):
+        if number == NAMES:
+            raise CheckpointError(f"has more than {NAMES:,} names.")
         entries[name] = None if name in entries else look
     return entries
 
@@ -67,15 +70,9 @@ def looked_at(entries: Entries, name: str) -> Entry:
     if (look := entries.get(name)) is None:
         number = "two entries" if name in entries else "no entry"
         raise CheckpointError(f"has {number} called {name!r}.")
-    return look()
-
-
-def exactly(file: BinaryIO, place: int, length: int) -> bytes:
-    """The bytes at a place of a file, which may have become shorter."""
-    file.seek(place)
-    if len(data := file.read(length)) != length:
-        raise CheckpointError("ends too early.")
-    return data
+    if len((entry := look()).shape) > 65:  # NumPy's 64, and one of a .mat file
+        raise CheckpointError("has an array of more axes than NumPy's have.")
+    return entry
 
 
 def package(name: str) -> Any:

@@ -1,11 +1,14 @@
-"""MATLAB's format 5. scipy writes it; its reader ends the process at damaged files."""
+"""MATLAB's format 5, of which matrices of numbers and of text are read, not packed.
 
-import os
+https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf, little-endian. scipy
+writes it; its reader ends the process at damaged files.
+"""
+
+import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +18,6 @@ from adadelta_tx._files.entry import (
     Entry,
     ForeignError,
     Look,
-    exactly,
     package,
 )
 
@@ -31,7 +33,7 @@ _DTYPES = {
 _MATRIX, _COMPRESSED, _TEXT, _LOGICAL, _COMPLEX = 14, 15, (4, 16), 2, 8
 
 
-def write(file: BinaryIO, entries: Mapping[str, np.ndarray]) -> None:
+def write(file: Any, entries: Mapping[str, np.ndarray]) -> None:
     """Each array with a first axis of 1, as BrainPy from 2.2 on wrote it."""
     for name, array in entries.items():
         if array.nbytes >= 2**32 - 2**12:
@@ -45,63 +47,63 @@ def shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [(1, *shape) if shape else (1, 1), (1,) * (2 - len(shape)) + shape]
 
 
-@contextmanager
-def entries(file: BinaryIO) -> Iterator[list[tuple[str, Look]]]:
-    """The entries of an open file."""
-    if exactly(file, 0, 128)[124:] != b"\x00\x01IM":
+def entries(data: bytes) -> Iterator[tuple[str, Look]]:
+    """The entries of a file."""
+    if data[124:128] != b"\x00\x01IM":
         raise ForeignError("is not of MATLAB's format 5, little-endian.")
-
-    def element(start: int, end: int) -> tuple[int, int, int, int]:
-        """Type, place and length of an element's data, and where the next starts."""
-        kind, length = struct.unpack("<2I", exactly(file, start, 8))
-        if kind >> 16:  # a small one: type, length and data in 8 bytes
-            parts = kind & 0xFFFF, start + 4, kind >> 16, start + 8
-        else:
-            padding = 0 if kind == _COMPRESSED else -length % 8
-            parts = kind, start + 8, length, start + 8 + length + padding
-        if parts[1] + parts[2] > min(end, parts[3]):
-            raise CheckpointError("has an element that is longer than its place.")
-        return parts
-
-    def short(start: int, end: int) -> tuple[bytes, int]:
-        _, place, length, after = element(start, end)
-        return exactly(file, place, min(length, 10_000)), after
-
-    def matrix(place: int, end: int) -> tuple[str, Look]:
-        flags, place = short(place, end)
-        dimensions, place = short(place, end)
-        shape = struct.unpack(f"<{len(dimensions) // 4}i", dimensions)
-        name, place = short(place, end)
-        kind, at, length, place = element(place, end)
-        data = partial(exactly, file, at, length)
-        dtype = np.dtype(_DTYPES.get((flags[0], kind), OTHER))
-        if flags[1] & _LOGICAL and dtype == np.uint8:
-            dtype = np.dtype(bool)
-        if flags[1] & _COMPLEX and dtype.kind == "f":
-            _, at, length, _ = element(place, end)
-            data = partial(pairs, dtype, data, partial(exactly, file, at, length))
-            dtype = np.result_type(dtype, np.complex64)
-        look = partial(Entry, dtype, shape, data, "F")
-        if (flags[0], kind) == _TEXT and shape and 0 < shape[-1] < 10_000:
-            dtype, data = np.dtype(f"U{shape[-1]}"), partial(text, shape, data)
-            look = partial(Entry, dtype, shape[:-1], data)
-        return name.decode("latin1"), look
-
-    def text(shape: tuple[int, ...], data: Callable[[], bytes]) -> bytes:
-        """Text, whose last axis is along it."""
-        return np.array(list(data().decode())).reshape(shape, order="F").tobytes()
-
-    def pairs(dtype: np.dtype, *parts: Callable[[], bytes]) -> bytes:
-        real, imaginary = (np.frombuffer(part(), dtype) for part in parts)
-        return np.stack([real, imaginary], -1).tobytes()
-
-    found, start, end = [], 128, os.fstat(file.fileno()).st_size
-    while start < end:
-        kind, place, length, start = element(start, end)
+    place, size, packed = 128, len(data), len(data) > 128
+    while place < size:
+        kind, start, end, place = _element(data, place, size)
         if kind == _MATRIX:
-            found.append(matrix(place, place + length))
+            _, flags, _, start = _element(data, start, end)
+            _, *dimensions, start = _element(data, start, end)
+            _, first, last, start = _element(data, start, end)
+            look = partial(_look, data, flags, *dimensions, start, end)
+            yield str(data[first:last], "latin1"), look
+            packed = False
         elif kind != _COMPRESSED:
             raise CheckpointError("has something else than MATLAB's variables.")
-    if start > 128 and not found:
+    if packed:
         raise ForeignError("has only compressed variables.")
-    yield found
+
+
+def _element(data: bytes, place: int, most: int) -> tuple[int, int, int, int]:
+    """An element's type, where its data starts and ends, and where the next starts."""
+    kind, length = struct.unpack_from("<2I", data, place)
+    start, after = place + 8, place + 8 + length
+    after += 0 if kind == _COMPRESSED else -length % 8
+    if kind >> 16:  # a small one: type, length and data in 8 bytes
+        kind, length, start, after = kind & 0xFFFF, kind >> 16, place + 4, place + 8
+    if start + length > min(after, most):
+        raise CheckpointError("has an element that is longer than its place.")
+    return kind, start, start + length, after
+
+
+def _look(
+    data: bytes, flags: int, first: int, last: int, place: int, end: int
+) -> Entry:
+    view = memoryview(data)
+    axes = view[first : min(last, first + 400)]
+    shape = struct.unpack(f"<{len(axes) // 4}I", axes)
+    kind, start, stop, place = _element(data, place, end)
+    values, of = view[start:stop], (data[flags], kind)
+    dtype = np.dtype(_DTYPES.get(of, OTHER))
+    if of == _TEXT and 0 < math.prod(shape[-1:]) < 10_000:
+        letters = partial(_letters, values, shape)
+        return Entry(np.dtype(f"U{shape[-1]}"), shape[:-1], letters)
+    if data[flags + 1] & _COMPLEX:
+        if dtype.kind != "f":
+            return Entry(OTHER, shape, bytes)
+        _, start, stop, _ = _element(data, place, end)
+        parts = [np.frombuffer(part, dtype) for part in (values, view[start:stop])]
+        wide = np.result_type(dtype, np.complex64)
+        return Entry(wide, shape, lambda: np.stack(parts, -1).tobytes(), "F")
+    if data[flags + 1] & _LOGICAL and dtype == np.uint8:
+        dtype = np.dtype(bool)
+    return Entry(dtype, shape, lambda: values, "F")
+
+
+def _letters(data: memoryview, shape: tuple[int, ...]) -> bytes:
+    """Those of text, whose last axis is along it."""
+    text = str(data, "utf-8").encode("utf-32-le")
+    return np.frombuffer(text, "<u4").reshape(shape, order="F").tobytes()

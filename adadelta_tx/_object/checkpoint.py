@@ -2,8 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +13,14 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
 from adadelta_tx import _files
 from adadelta_tx._core.hyperparameters import NUMBERS, number
-from adadelta_tx._files import CheckpointError, Description, StrPath, printable
+from adadelta_tx._files import (
+    CheckpointError,
+    Description,
+    File,
+    failed,
+    looked_at,
+    printable,
+)
 from adadelta_tx._object.schedules import rate, restore_rate
 from adadelta_tx._object.variables import assign, value_of
 
@@ -23,102 +29,84 @@ _NONE = {"lr": "the schedule's", "grad_epsilon": "epsilon"}
 """Numbers that may be ``None``, and what they are then."""
 
 
-def save_states(  # noqa: D417 (a method of optimizers)
-    optimizer: Any,
-    filename: StrPath,
-    variables: Mapping[str, Any] | None = None,
-    *,
-    compressed: bool = False,
+def save_states(
+    optimizer: Any, file: File, variables: Mapping[str, Any] | None, compressed: bool
 ) -> None:
-    """Saves the state to a file. If that fails, an older file stays as it was.
-
-    Args:
-      filename: A path; its extension selects the format: ``.npz`` (or none), ``.h5``,
-        ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``.
-      variables: A dict of variables or arrays to save with :meth:`vars`, which do not
-        have what is trained: ``network.vars()``, say.
-      compressed: Whether to make an ``.npz`` file smaller.
-
-    Raises:
-      CheckpointError: If there is no such format, or its package is not installed.
-      OSError: If the file cannot be written.
-      RuntimeError: If JAX traces the call.
-      TypeError: If ``variables`` is not a dict of variables or arrays by name.
-      ValueError: If two names are the same in a file, or one is the optimizer's.
-    """
+    """See :meth:`adadelta_tx.Adadelta.save_states`."""
     own, more = _own_and_more(optimizer, variables)
     arrays = _arrays({**own, **more})
     numbers = _checked(_numbers(optimizer))
     header = {"name": optimizer.name, "schedule": optimizer.lr.name, "numbers": numbers}
-    _files.write(filename, header, arrays, compressed)
+    _files.write(file, header, arrays, compressed)
 
 
-def load_states(  # noqa: D417
-    optimizer: Any,
-    filename: StrPath,
-    variables: Mapping[str, Any] | None = None,
-    verbose: bool = False,
+def load_states(
+    optimizer: Any, file: File, variables: Mapping[str, Any] | None, verbose: bool
 ) -> None:
-    """Loads a file of :meth:`save_states`, of an optimizer of any name, or of BrainPy.
-
-    Accumulators and counters are those of the file then. So are rho, epsilon, weight
-    decay and learning rate, which BrainPy's files do not have; a change is logged.
-
-    Args:
-      filename: A path; its extension selects the format.
-      variables: A dict of more variables to load, by their names in the file.
-      verbose: Whether to log what is loaded, at level INFO.
-
-    Raises:
-      CheckpointError: If it is damaged or has other variables. Nothing has changed.
-      OSError: If it cannot be opened; FileNotFoundError if there is none.
-      TypeError: If ``variables`` is not a dict of variables.
-      ValueError: If one of them has the name of one of the optimizer's own.
-    """
+    """See :meth:`adadelta_tx.Adadelta.load_states`."""
     own, more = _own_and_more(optimizer, variables)
     for key, variable in more.items():
         if not hasattr(variable, "value"):
             raise TypeError(f"variables[{key!r}] must be a variable, got {variable!r}.")
-    with _files.reading(filename) as file:
-        known = {**more, **own}
+    known = {**more, **own}
+    told = _files.read(file)
+    try:
         old = _leaves(known)
         others = _leaves({key: x for key, x in more.items() if key not in own})
-        places, warnings = match(file, optimizer.name, optimizer.lr.name, old, others)
-        new = {leaf: _new(file, place, old[leaf]) for leaf, place in places.items()}
-        steps: list[tuple[Callable[[Any], None], Any, Any]] = []
-        for key, variable in known.items():
-            if _leaves({key: variable}).keys() <= new.keys():
-                before = value_of(variable)
-                after = tree_map_with_path(
-                    lambda path, _, key=key: new[key + keystr(path)], before
-                )
-                steps.append((lambda x, v=variable: assign([v], [x]), after, before))
+        batches = {k: getattr(x, "batch_axis", None) for k, x in more.items()}
+        places, warnings = match(told, optimizer.name, optimizer.lr.name, old, others)
+        new = {}
+        for leaf, place in places.items():
+            new[leaf] = _new(told, place, old[leaf], batches.get(leaf))
         had = _numbers(optimizer)
-        numbers = {} if file.numbers is None else _checked(file.numbers)
-        if numbers and _kind(file.schedule) != _kind(optimizer.lr.name):
+        numbers = {} if told.numbers is None else _checked(told.numbers)
+        if numbers and _kind(told.schedule) != _kind(optimizer.lr.name):
             numbers["lr"] = had["lr"]
-            kept = f"lr stays {optimizer.lr!r}; the file's was a {file.schedule}."
+            kept = f"lr stays {optimizer.lr!r}; the file's was a {told.schedule}."
             warnings.append(kept)
-        for key, value in numbers.items():
-            if value != had[key]:
-                put = partial(setattr, optimizer, key)
-                put = partial(restore_rate, optimizer.lr) if key == "lr" else put
-                steps.append((put, value, had[key]))
-                now, before = (
-                    _NONE[key] if x is None else x for x in (value, had[key])
-                )
-                warnings.append(f"{key} is {now}, as in the file, not {before}")
-        _take(steps)
+        changed = {key: x for key, x in numbers.items() if x != had[key]}
+        for key in changed:
+            now, before = (
+                _NONE[key] if x is None else x for x in (numbers[key], had[key])
+            )
+            warnings.append(f"{key} is {now}, as in the file, not {before}")
+        try:
+            _set(optimizer, known, new, changed)
+        except BaseException:
+            with contextlib.suppress(Exception):  # at the one that raised
+                _set(optimizer, known, old, {key: had[key] for key in changed})
+            raise
+    except Exception as error:
+        raise failed(file, "cannot be loaded", error) from error
     for line in warnings:
-        _log.warning("%s", printable(f"{filename}: {line}"))
+        _log.warning("%s", printable(f"{file}: {line}"))
     if verbose:
-        used = {place: old[leaf] for leaf, place in places.items()}
-        loaded = {place: f"{x.dtype} of shape {x.shape}" for place, x in used.items()}
+        loaded = {place: _a(old[leaf]) for leaf, place in places.items()}
         loaded |= {key: str(value) for key, value in numbers.items()}
         lines = [f"loads {name}: {what}" for name, what in loaded.items()]
-        lines += [f"leaves {name}" for name in file.variables if name not in loaded]
+        lines += [f"leaves {name}" for name in told.variables if name not in loaded]
         for line in lines:
-            _log.info("%s", printable(f"{filename}: {line}"))
+            _log.info("%s", printable(f"{file}: {line}"))
+
+
+def _set(
+    optimizer: Any,
+    variables: Mapping[str, Any],
+    leaves: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+) -> None:
+    """Sets the variables that all leaves are given of, and numbers, in one order."""
+    for key, variable in variables.items():
+        if _leaves({key: variable}).keys() <= leaves.keys():
+            value = tree_map_with_path(
+                lambda path, _, key=key: leaves[key + keystr(path)], value_of(variable)
+            )
+            assign([variable], [value])
+    for key, value in numbers.items():
+        if key == "lr":
+            restore_rate(optimizer.lr, value)
+        else:
+            setattr(optimizer, key, value)
 
 
 def match(
@@ -280,24 +268,43 @@ def _checked(numbers: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _new(file: Description, place: str, old: Any) -> jax.Array:
-    """An array of a file, where the old one is."""
+def _new(told: Description, place: str, old: Any, batch: int | None) -> jax.Array:
+    """An array of a file, where the old one is, if it has its dtype and shape."""
     if isinstance(old, Tracer):
         raise CheckpointError("it cannot be loaded inside a JAX transformation.")
+    entry, ours = looked_at(told.variables, place), told.owner is not None
+    fits = entry.dtype == old.dtype if ours else _widens(entry.dtype, old.dtype)
+    if not fits or entry.shape not in ([old.shape] if ours else told.shapes(old.shape)):
+        how = ""
+        if old.dtype == np.uint16 and not ours:
+            how = " It does not say the epsilon that codes belong to."
+        elif batch is not None:
+            how = (
+                " It is a state, as long as a batch. Save and load what has no batch: "
+                "{k: v for k, v in network.vars().items() if v.batch_axis is None}."
+            )
+        raise CheckpointError(
+            f"{place} is {entry} in the file, and {_a(old)} here.{how}"
+        )
+    array = entry.read().reshape(old.shape)
+    value = array.astype(old.dtype, copy=False)
+    if value.dtype.kind in "iu" and not np.array_equal(value, array):
+        raise CheckpointError(f"{place} is too large for {old.dtype.name}.")
     sharding = old.sharding if getattr(old, "committed", False) else None
-    new = jax.device_put(file.array(place, old), sharding)
+    new = jax.device_put(value, sharding)
     if new.dtype != old.dtype:
         raise CheckpointError(f"{place} is {old.dtype.name}: enable jax_enable_x64.")
     return new
 
 
-def _take(steps: list[tuple[Callable[[Any], None], Any, Any]]) -> None:
-    """Sets what is new: all of it or, whatever is raised, what was before."""
-    try:
-        for put, new, _ in steps:
-            put(new)
-    except BaseException:
-        for put, _, old in steps:
-            with contextlib.suppress(BaseException):  # the first one is raised
-                put(old)
-        raise
+def _widens(dtype: np.dtype, wide: np.dtype) -> bool:
+    """Whether numbers of a dtype can be had in another one, if integers are small."""
+    if all(jnp.issubdtype(d, jnp.signedinteger) for d in (dtype, wide)):
+        return True
+    if all(jnp.issubdtype(d, jnp.floating) for d in (dtype, wide)):
+        return np.can_cast(dtype, wide, "safe")
+    return dtype.newbyteorder("=") == wide != np.uint16  # which codes are
+
+
+def _a(array: Any) -> str:
+    return f"{array.dtype.name} of shape {array.shape}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import pickle
 import random
 import re
@@ -152,7 +153,7 @@ def test_narrower_accumulators_of_brainpy(extension, dtype, tmp_path):
     write_as_brainpy(path, theirs.vars())
     ours = like(keys)
     if (extension, dtype) == (".h5", "bfloat16"):  # HDF5 has opaque bytes there
-        with refused(ours, path, "void"):
+        with refused(ours, path, "not a plain array", "convert it"):
             ours.load_states(path)
         return
     ours.load_states(path)
@@ -268,6 +269,7 @@ def test_damaged_files_of_brainpy(extension, tmp_path):
     refusals = 0
     for kind in faults.DAMAGES * 100:
         path.write_bytes(faults.damaged(kind, data, data[::-1], rng))
+        os.utime(path, (0, 0))  # a new one is read twice, with time between
         with contextlib.suppress(CheckpointError):
             ours.load_states(path)
             refusals -= 1
@@ -446,3 +448,92 @@ def test_what_is_refused_says_how_to_convert_it(which, tmp_path, monkeypatch):
     exec(line, names)
     (new,) = tmp_path.glob("new.*")
     loads(new, keys, theirs)
+
+
+# Networks whose states are as long as a batch
+
+
+class Recurrent(bp.DynamicalSystem):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.norm = bp.dyn.RNNCell(3, 24), bp.dnn.BatchNorm1d(24)
+        self.out = bp.dnn.Dense(24, 2)
+
+    def update(self, x):
+        x = bm.expand_dims(self.cell(x), 1)  # a time of one moment, for the norm
+        return self.out(self.norm(x)[:, 0])
+
+
+class Spiking(bp.DynamicalSystem):
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = bp.dnn.Dense(3, 24), bp.dnn.Dense(24, 2)
+        self.cells = bp.neurons.LIF(24, tau=10.0, spike_fun=bm.surrogate.arctan)
+
+    def update(self, x):
+        self.cells(30 * self.into(x))
+        return self.out(self.cells.spike.value)
+
+
+def kept(network):
+    """As the page and the error say."""
+    return {k: v for k, v in network.vars().items() if v.batch_axis is None}
+
+
+def network_of(kind):
+    bm.clear_name_cache()
+    bm.random.seed(0)
+    with bm.training_environment():
+        network = kind()
+    return network, Adadelta(network.train_vars().unique())
+
+
+def fit(network, optimizer, batch, steps):
+    x = np.random.default_rng(batch).normal(size=(2, batch, 3)).astype(np.float32)
+
+    def loss():
+        bp.reset_state(network, batch)
+        for moment in x:
+            out = network(moment)
+        return jnp.mean((bm.as_jax(out) - 1) ** 2)
+
+    grad = bm.grad(loss, network.train_vars().unique())
+    for _ in range(steps):
+        optimizer.update(grad())
+
+
+@pytest.mark.parametrize("kind", [Recurrent, Spiking])
+def test_a_network_resumes_with_another_batch(kind, tmp_path):
+    path = tmp_path / "run.npz"
+    bp.share.save(t=0.0, dt=0.1, fit=True)
+    network, optimizer = network_of(kind)
+    fit(network, optimizer, 32, 1)
+    optimizer.save_states(path, kept(network))
+    other, resumed = network_of(kind)
+    bp.reset_state(other, 8)
+    resumed.load_states(path, kept(other))
+    for run in ((network, optimizer), (other, resumed)):
+        fit(*run, 8, 1)
+    trained = network.train_vars().unique()
+    assert any((v.value != 0).any() for v in optimizer.implicit_vars.values())
+    assert kept(network).keys() > trained.keys() or kind is Spiking
+    for key, variable in kept(network).items():
+        np.testing.assert_array_equal(variable.value, kept(other)[key].value)
+
+
+def test_a_state_of_another_batch_is_told(tmp_path):
+    path = tmp_path / "run.npz"
+    network, optimizer = network_of(Recurrent)
+    bp.reset_state(network, 32)
+    optimizer.save_states(path, network.vars())
+    other, loaded = network_of(Recurrent)
+    name = next(key for key, v in network.vars().items() if v.batch_axis is not None)
+    line = "{k: v for k, v in network.vars().items() if v.batch_axis is None}"
+    told = (
+        f"{name} is float32 of shape (32, 24) in the file, and float32 of shape (1, 24)"
+    )
+    with refused(loaded, path, told, line):
+        loaded.load_states(path, other.vars())
+    loaded.load_states(path, eval(line, {"network": other}))
+    for key, variable in kept(network).items():
+        np.testing.assert_array_equal(variable.value, other.vars()[key].value)

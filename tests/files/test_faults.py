@@ -10,8 +10,11 @@ import random
 import re
 import stat
 import struct
+import subprocess
+import sys
 import threading
 import zipfile
+from hashlib import sha256
 
 import h5py
 import jax
@@ -89,18 +92,19 @@ def test_no_damage_to_all_marks_makes_a_file_anothers(extension, bit, tmp_path):
     path = tmp_path / f"run{extension}"
     optimizer = one(name="A0")
     optimizer.save_states(path)
-    for data in (path.read_bytes(), (DATA / f"v1-one{extension}").read_bytes()):
-        marks = [m.start() for m in re.finditer(b"adadelta_tx:", data)]
-        for i in range(20 if bit is None else 1):
-            damaged = bytearray(data)
-            for mark in marks:
-                place = mark if bit is not None else mark + rng.randrange(18)
-                damaged[place] ^= 1 << (rng.randrange(8) if bit is None else bit)
-            damaged[rng.randrange(len(data)) if i else len(data) // 2] ^= 1
-            path = tmp_path / f"damaged{extension}"
-            path.write_bytes(damaged)
-            with refused(optimizer, path):
-                optimizer.load_states(path)
+    data = path.read_bytes()
+    number = data.index(np.asarray(optimizer.implicit_vars["w_cache"].value).tobytes())
+    marks = [m.start() for m in re.finditer(b"adadelta_tx:", data)]
+    for i in range(40 if bit is None else 1):
+        damaged = bytearray(data)
+        for mark in marks:
+            place = mark if bit is not None else mark + rng.randrange(18)
+            damaged[place] ^= 1 << (rng.randrange(8) if bit is None else bit)
+        damaged[number + i % 16] ^= 1
+        path = tmp_path / f"damaged{extension}"
+        path.write_bytes(damaged)
+        with refused(optimizer, path):
+            optimizer.load_states(path)
 
 
 def read_and_write(path, more):
@@ -132,56 +136,84 @@ def test_a_library_may_add_to_a_file(extension, tmp_path):
         np.testing.assert_array_equal(loaded.implicit_vars[key].value, variable.value)
 
 
-@pytest.mark.parametrize("extension", ONE_EACH)
-def test_rewritten_in_place_while_it_is_read(extension, tmp_path):
-    """What loads is one version, or the file is refused."""
-    path, size = tmp_path / f"run{extension}", 20_000
+WRITER = """
+import sys, time
+from pathlib import Path
+path, pause, *contents = sys.argv[1:]
+contents = [Path(content).read_bytes() for content in contents]
+with open(path, "r+b") as file:
+    while True:
+        for content in contents:
+            file.seek(0)
+            for start in range(0, len(content), 2**14):
+                file.write(content[start : start + 2**14])
+                file.flush()
+            time.sleep(float(pause))
+"""
 
-    def of(value):
-        optimizer = make(shapes={"w": (size,), "b": (size,)})
+
+@contextlib.contextmanager
+def rewritten(path, contents, pause):
+    """Another process writes contents in place by turns."""
+    paths = [path.with_name(f"{i}") for i in range(len(contents))]
+    for one_, content in zip(paths, contents, strict=True):
+        one_.write_bytes(content)
+    command = [sys.executable, "-c", WRITER, path, str(pause), *paths]
+    with subprocess.Popen(command) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def write_arrays(path, arrays):
+    """As BrainPy and its users do: with nothing that tells of damage."""
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    elif path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file.update(arrays)
+    elif path.suffix == ".mat":
+        scipy.io.savemat(path, arrays)
+    else:
+        path.write_bytes(pickle.dumps(arrays))
+
+
+@pytest.mark.parametrize("extension", ONE_EACH)
+@pytest.mark.parametrize("whose", ["ours", "BrainPy's"])
+def test_rewritten_in_place_while_it_is_read(whose, extension, tmp_path):
+    """What loads is one version, or the file is refused; and some loads do load."""
+    path, size = tmp_path / f"run{extension}", 200_000
+    optimizer, contents = make(shapes={"w": (size,)}, name="A0"), []
+    for value in (1.0, 2.0):
         for variable in optimizer.implicit_vars.values():
             variable.value = jnp.full(size, value, jnp.float32)
-        return optimizer
-
-    contents = []
-    for value in (1.0, 2.0):
-        of(value).save_states(path)
+        if whose == "ours":
+            optimizer.save_states(path)
+        else:
+            write_arrays(
+                path, {f"A0.{k}": v.value for k, v in optimizer.implicit_vars.items()}
+            )
         contents.append(path.read_bytes())
     assert len(contents[0]) == len(contents[1])
-    stop = threading.Event()
-
-    def write():
-        with path.open("r+b") as file:
-            while not stop.is_set():
-                for content in contents:
-                    file.seek(0)
-                    for start in range(0, len(content), 2**14):
-                        file.write(content[start : start + 2**14])
-                        file.flush()
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        for _ in range(100):
-            optimizer = of(0.0)
-            with contextlib.suppress(CheckpointError):
-                optimizer.load_states(path)
-            values = {
-                float(v.value[i])
-                for v in optimizer.implicit_vars.values()
-                for i in (0, size // 2, -1)
-            }
-            assert len(values) == 1
-    finally:
-        stop.set()
-        thread.join()
+    loads = 0
+    for pause in (0, 0.25):
+        with rewritten(path, contents, pause):
+            for _ in range(25):
+                try:
+                    optimizer.load_states(path)
+                except CheckpointError:
+                    continue
+                loads += 1
+                found = [v.value for v in optimizer.implicit_vars.values()]
+                assert np.unique(found).size == 1
+    assert loads
 
 
-def test_h5_that_becomes_shorter_while_it_is_read(tmp_path):
-    """Such a file has no digest: what lay in memory must not be taken for numbers."""
+def test_a_file_that_becomes_shorter_while_it_is_read(tmp_path):
     path, size = tmp_path / "run.h5", 200_000
-    with h5py.File(path, "w") as file:
-        file["A0.w_cache"] = file["A0.w_delta"] = np.ones(size, np.float32)
+    ones = np.ones(size, np.float32)
+    write_arrays(path, {"A0.w_cache": ones, "A0.w_delta": ones})
     content, stop = path.read_bytes(), threading.Event()
 
     def write():
@@ -190,17 +222,19 @@ def test_h5_that_becomes_shorter_while_it_is_read(tmp_path):
             with path.open("r+b") as file:
                 file.seek(len(content) // 2)
                 file.write(content[len(content) // 2 :])
+            stop.wait(0.25)
 
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        for _ in range(200):
-            optimizer = make(shapes={"w": (size,)})
+        optimizer, loads = make(shapes={"w": (size,)}), 0
+        for _ in range(20):
             with contextlib.suppress(CheckpointError):
                 optimizer.load_states(path)
+                loads += 1
             for variable in optimizer.implicit_vars.values():
-                values = np.unique(np.asarray(variable.value))
-                assert values.tolist() in ([0.0], [1.0])
+                assert np.unique(variable.value).tolist() in ([0.0], [1.0])
+        assert loads
     finally:
         stop.set()
         thread.join()
@@ -286,36 +320,32 @@ def test_a_log_handler_that_raises_leaves_nothing_half_loaded(tmp_path):
 
 
 def with_header(path, text):
-    """A compressed file with a header, sealed as version 1 and as version 2 are."""
-    from hashlib import sha256
-
+    """A compressed file with a sealed header."""
     digest = np.frombuffer(sha256(text).digest(), np.uint8)
     header = np.frombuffer(text, np.uint8)
     arrays = {"adadelta_tx:header": header, **ARRAYS, "adadelta_tx:digest": digest}
     np.savez_compressed(path, **arrays)
-    data = path.read_bytes() + (DATA / "v1-float32.npz").read_bytes()[-112:-32]
-    path.write_bytes(data + sha256(data).digest())
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_headers_that_took_much(version, tmp_path):
+def test_headers_that_took_much(tmp_path):
     header = {
-        "format": version,
+        "format": 2,
         "name": "A0",
         "schedule": "Constant0",
         "numbers": {"lr": 1.0, "rho": 0.9, "epsilon": 1e-6, "weight_decay": 0.0},
-        "variables": {key: ["float32", [4], ""] for key in ARRAYS},
+        "variables": dict.fromkeys(ARRAYS, f"float32 (4) {'0' * 64}"),
     }
     texts = [
         json.dumps({**header, "name": "a" * 2**24}),
         json.dumps({**header, "more": [{}] * 3_000_000}),
         json.dumps({**header, "more": 0})[:-2] + "[" * 900 + "]" * 900 + "}",
+        json.dumps({**header, "more": ["a"] * 3_000_000}),
     ]
     paths = [tmp_path / f"{i}.npz" for i in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         with_header(path, text.encode())
     lines = outcomes(paths)
-    assert all("not as long as" in line for line in lines[:2]), lines
+    assert all("no version" in line or "not as" in line for line in lines), lines
 
 
 def test_headers_of_arrays_that_took_much(tmp_path):
@@ -337,7 +367,7 @@ def test_headers_of_arrays_that_took_much(tmp_path):
             archive.writestr(f"{key}.npy", member(slow))
     first, second = outcomes([others, wanted], seconds=30)
     assert first == "loaded"
-    assert "Header" in second
+    assert "is not an array of numbers" in second
 
 
 @pytest.mark.parametrize("dtype", ["u1", "U1", "S1", "U0", "f4"])
@@ -367,8 +397,9 @@ def test_second_names_that_are_no_text(extension, tmp_path):
 def test_second_names_of_other_letters(tmp_path):
     path = tmp_path / "run.h5"
     with h5py.File(path, "w") as file:
-        file["A0.ρ_cache"] = file["x"] = ZEROS
-        file["duplicate_keys"], file["duplicate_targets"] = "A0.ρ_delta", "x"
+        file["x"] = ZEROS
+        file["duplicate_keys"] = "A0.ρ_cache+A0.ρ_delta"
+        file["duplicate_targets"] = "x+x"
     train(make(shapes={"ρ": (4,)}, name="A0"), 0, 1).load_states(path)
 
 
@@ -398,9 +429,9 @@ def test_sparse_files(tmp_path):
         path = tmp_path / f"run{extension}"
         path.touch()
         paths.append(path)
-        older = tmp_path / f"older{extension}"
-        older.write_bytes((DATA / f"v1-float32{extension}").read_bytes())
-        paths.append(older)
+        ours = tmp_path / f"ours{extension}"
+        one().save_states(ours)
+        paths.append(ours)
     text = tmp_path / "bytes.pkl"
     text.write_bytes(b"\x80\5}\x8c\nA0.w_cache\x8e" + (199 << 30).to_bytes(8, "little"))
     line = tmp_path / "line.pkl"
@@ -467,38 +498,45 @@ def test_names_that_would_be_one(extension, tmp_path):
 # What is said
 
 
-@pytest.mark.parametrize("extension", ONE_EACH)
-def test_messages_can_be_printed(extension, tmp_path, caplog):
+NAMES = {
+    "escape": ("A0.\x1bc_cache", r"\x1bc_cache"),
+    "line": ("A0.a\nb_cache", r"a\nb_cache"),
+    "right to left": ("A0.\u202ex_cache", r"\u202ex_cache"),
+    "no letter": ("A0.\udc80_cache", r"\udc80_cache"),
+    "long": (f"A0.{'x' * 60_000}_cache", "xxx"),
+}
+
+
+def written_by_libraries():
+    """For each format, the names that its library writes."""
+    for extension in ONE_EACH:
+        for case in NAMES:
+            foreign = case == "right to left" and extension in (".h5", ".mat")
+            if not foreign and (case != "no letter" or extension == ".pkl"):
+                yield extension, case
+
+
+@pytest.mark.parametrize(("extension", "case"), [*written_by_libraries()])
+@pytest.mark.parametrize("is_accumulator", [True, False])
+def test_messages_can_be_printed(extension, case, is_accumulator, tmp_path, caplog):
     """Whatever a file's names are: no escapes, no new lines, no flood."""
-    long = "x" * (60_000 if extension == ".npz" else 10**6)
-    names = ["A0.\x1b[31m_cache", "A0.a\nb_cache", "A0.\u202ex_cache", f"A0.{long}"]
-    if extension != ".mat":
-        names.append("A0.\udc80_cache")
+    name, shown = NAMES[case]
+    name = name if is_accumulator else name.replace("A0", "B")
     path = tmp_path / f"run{extension}"
-    for name in names:
-        arrays = {**ARRAYS, name: ZEROS}
-        with contextlib.suppress(UnicodeEncodeError, ValueError):
-            if extension == ".npz":
-                np.savez(path, **arrays)
-            elif extension == ".h5":
-                with h5py.File(path, "w") as file:
-                    for key, array in arrays.items():
-                        file[key.encode(errors="surrogateescape")] = array
-            elif extension == ".mat":
-                scipy.io.savemat(path, arrays)
-            else:
-                path.write_bytes(pickle.dumps(arrays))
-        optimizer = one(name="A0")
-        said = []
-        try:
-            optimizer.load_states(path, verbose=True)
-        except CheckpointError as error:
-            said.append(str(error))
-        said += [record.getMessage() for record in caplog.records]
-        for text in said:
-            assert text.isprintable()
-            assert len(text) < 3000
-        adadelta_tx.clear_name_cache()
+    write_arrays(path, {**ARRAYS, name: ZEROS})
+    optimizer = one(name="A0")
+    said = []
+    if is_accumulator:
+        with pytest.raises(CheckpointError) as caught:
+            optimizer.load_states(path)
+        said.append(str(caught.value))
+    else:
+        optimizer.load_states(path)
+    said += [record.getMessage() for record in caplog.records]
+    assert any(shown in text for text in said)
+    for text in said:
+        assert text.isprintable()
+        assert len(text) < 3000
 
 
 @pytest.mark.parametrize("extension", ONE_EACH)
