@@ -82,7 +82,7 @@ def cpu_seconds():
 def last_numbers(printed):
     """Of the last line: what, number, and with which number to compare it."""
     line = printed.splitlines()[-1]
-    return re.fullmatch(r"(.+?): ([\d.-]+)(?:.*: ([\d.-]+))?.*", line).groups()
+    return re.fullmatch(r"(.+?): ([^\s,]+)(?:.*: ([^\s,]+))?.*", line).groups()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
