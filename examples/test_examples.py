@@ -147,7 +147,6 @@ def digits(tmp_path):
 def test_mnist(digits, tmp_path):
     """It learns, as with optax's; killed and resumed, it ends bit for bit the same."""
     script = HERE / "mnist_flax_nnx.py"
-    pattern = r"epoch 8, training loss (\S+), accuracy on new images: (\S+) %"
 
     def arguments(folder):
         return ["--data", digits, "--epochs", "8", "--folder", tmp_path / folder]
@@ -157,12 +156,13 @@ def test_mnist(digits, tmp_path):
     reference = output(
         HERE / "reference.py", script, *arguments("reference"), folder=tmp_path
     )
-    (ours, right), (theirs, _) = (
-        map(float, re.fullmatch(pattern, text.splitlines()[-1]).groups())
+    assert float(re.search(r"epoch 8, .*images: (\S+) %\n$", printed)[1]) > 90
+    # Later losses are close to 0, and not comparable.
+    ours, theirs = (
+        float(re.search(r"epoch 1, training loss (\S+),", text)[1])
         for text in (printed, reference)
     )
-    assert right > 90
-    assert ours == pytest.approx(theirs, rel=0.02)
+    assert ours == pytest.approx(theirs, rel=0.01)
 
     process = subprocess.Popen([*PYTHON, script, *arguments("killed")], cwd=tmp_path)
     while not (tmp_path / "killed/3").exists():
