@@ -62,9 +62,10 @@ accelerators: $(ACCELERATORS)
 test-accelerators: $(ACCELERATORS)
 	.venv-accelerators/bin/python -m pytest -m accelerators tests/core/test_accelerators.py
 
+# Only the tests: to look for doctests in a script is to run it.
 examples: .venv/examples
 	rm -rf results/examples
-	$(BIN)/python -m pytest --noconftest -v -n 2 --dist worksteal examples
+	$(BIN)/python -m pytest --noconftest -v -n 2 --dist worksteal examples/test_examples.py
 	$(BIN)/python examples/table.py
 
 clean:

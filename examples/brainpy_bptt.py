@@ -7,8 +7,6 @@ import jax.numpy as jnp
 
 import adadelta_tx
 
-EXPECTED = 0.1  # the noise's standard deviation; nothing predicts better
-
 
 class Network(bp.DynamicalSystem):
     def __init__(self):
@@ -33,17 +31,13 @@ def error(predictions, y):
     return jnp.mean((bm.as_jax(predictions) - y) ** 2)
 
 
-def main(adadelta=adadelta_tx.Adadelta):
-    bm.random.seed(0)
-    with bm.training_environment():
-        network = Network()
-    lr = bp.optim.ExponentialLR(1.0, gamma=0.85)  # an epoch
-    optimizer = adadelta(train_vars=network.train_vars().unique(), lr=lr)
-    trainer = bp.BPTT(network, error, optimizer, progress_bar=False)
-    trainer.fit([data(jax.random.key(1))] * 100, num_epoch=20)
-    x, y = data(jax.random.key(2))
-    return float(jnp.sqrt(error(trainer.predict(x, reset_state=True), y)))
-
-
-if __name__ == "__main__":
-    print(f"RMS error on new data: {main():.6g}, expected: {EXPECTED}")
+bm.random.seed(0)
+with bm.training_environment():
+    network = Network()
+lr = bp.optim.ExponentialLR(1.0, gamma=0.85)  # an epoch
+optimizer = adadelta_tx.Adadelta(train_vars=network.train_vars().unique(), lr=lr)
+trainer = bp.BPTT(network, error, optimizer, progress_bar=False)
+trainer.fit([data(jax.random.key(1))] * 100, num_epoch=20)
+x, y = data(jax.random.key(2))
+rms = jnp.sqrt(error(trainer.predict(x, reset_state=True), y))
+print(f"RMS error on new data: {rms:.6g}, of the noise alone: 0.1")

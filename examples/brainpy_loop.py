@@ -7,8 +7,6 @@ import jax.numpy as jnp
 
 import adadelta_tx
 
-EXPECTED = 0.1  # the noise's standard deviation; nothing predicts better
-
 
 class Network(bp.DynamicalSystem):
     def __init__(self):
@@ -29,30 +27,30 @@ def data(key):
     return x, sums + 0.1 * jax.random.normal(noise, x.shape)
 
 
-def main(adadelta=adadelta_tx.Adadelta):
-    bm.random.seed(0)
-    with bm.training_environment():
-        network = Network()
-    weights = network.train_vars().unique()
-    lr = bp.optim.ExponentialDecayLR(1.0, decay_steps=1000, decay_rate=0.1)
-    optimizer = adadelta(train_vars=weights, lr=lr)
-
-    def error(x, y):
-        network.reset(len(x))
-        predictions = bm.for_loop(network, jnp.swapaxes(x, 0, 1))
-        return jnp.mean((bm.as_jax(predictions) - jnp.swapaxes(y, 0, 1)) ** 2)
-
-    grad = bm.grad(error, grad_vars=weights)
-
-    @bm.jit
-    def step(x, y):
-        optimizer.update(grad(x, y))
-
-    x, y = data(jax.random.key(1))
-    for _ in range(2000):
-        step(x, y)
-    return float(jnp.sqrt(error(*data(jax.random.key(2)))))
+bm.random.seed(0)
+with bm.training_environment():
+    network = Network()
+weights = network.train_vars().unique()
+lr = bp.optim.ExponentialDecayLR(1.0, decay_steps=1000, decay_rate=0.1)
+optimizer = adadelta_tx.Adadelta(train_vars=weights, lr=lr)
 
 
-if __name__ == "__main__":
-    print(f"RMS error on new data: {main():.6g}, expected: {EXPECTED}")
+def error(x, y):
+    network.reset(len(x))
+    predictions = bm.for_loop(network, jnp.swapaxes(x, 0, 1))
+    return jnp.mean((bm.as_jax(predictions) - jnp.swapaxes(y, 0, 1)) ** 2)
+
+
+grad = bm.grad(error, grad_vars=weights)
+
+
+@bm.jit
+def step(x, y):
+    optimizer.update(grad(x, y))
+
+
+x, y = data(jax.random.key(1))
+for _ in range(2000):
+    step(x, y)
+rms = jnp.sqrt(error(*data(jax.random.key(2))))
+print(f"RMS error on new data: {rms:.6g}, of the noise alone: 0.1")

@@ -8,8 +8,6 @@ import optax
 
 import adadelta_tx
 
-EXPECTED = 0.1  # the noise's standard deviation; nothing predicts better
-
 
 class Model(brainstate.nn.Module):
     def __init__(self):
@@ -27,27 +25,26 @@ def data(key):
     return x, jnp.sin(x[:, 0]) + 0.1 * jax.random.normal(noise, (1024,))
 
 
-def main(adadelta=adadelta_tx.adadelta):
-    brainstate.random.seed(0)
-    model = Model()
-    weights = model.states(brainstate.ParamState)
-    tx = adadelta(optax.cosine_decay_schedule(1.0, 2000), rho=0.95)
-    optimizer = braintools.optim.OptaxOptimizer(tx)
-    optimizer.register_trainable_weights(weights)
-
-    def error(x, y):
-        return jnp.mean((model(x) - y) ** 2)
-
-    @brainstate.transform.jit
-    def train(x, y):
-        def step(_):
-            optimizer.step(brainstate.transform.grad(error, weights)(x, y))
-
-        brainstate.transform.for_loop(step, jnp.arange(2000))
-
-    train(*data(jax.random.key(1)))
-    return float(jnp.sqrt(error(*data(jax.random.key(2)))))
+brainstate.random.seed(0)
+model = Model()
+weights = model.states(brainstate.ParamState)
+tx = adadelta_tx.adadelta(optax.cosine_decay_schedule(1.0, 2000))
+optimizer = braintools.optim.OptaxOptimizer(tx)
+optimizer.register_trainable_weights(weights)
 
 
-if __name__ == "__main__":
-    print(f"RMS error on new data: {main():.6g}, expected: {EXPECTED}")
+def error(x, y):
+    return jnp.mean((model(x) - y) ** 2)
+
+
+@brainstate.transform.jit
+def train(x, y):
+    def step(_):
+        optimizer.step(brainstate.transform.grad(error, weights)(x, y))
+
+    brainstate.transform.for_loop(step, jnp.arange(2000))
+
+
+train(*data(jax.random.key(1)))
+rms = jnp.sqrt(error(*data(jax.random.key(2))))
+print(f"RMS error on new data: {rms:.6g}, of the noise alone: 0.1")

@@ -7,8 +7,6 @@ import optax
 
 import adadelta_tx
 
-EXPECTED = 0.1  # the noise's standard deviation; nothing predicts better
-
 
 def data(key):
     inputs, noise = jax.random.split(key)
@@ -21,23 +19,21 @@ def error(model, batch):
     return jnp.mean((jax.vmap(model)(x) - y) ** 2)
 
 
-def main(adadelta=adadelta_tx.adadelta):
-    tx = adadelta(optax.cosine_decay_schedule(1.0, 2000), rho=0.95)
-
-    @eqx.filter_jit(donate="all-except-first")
-    def step(batch, model, state):
-        grads = eqx.filter_grad(error)(model, batch)
-        params = eqx.filter(model, eqx.is_inexact_array)
-        updates, state = tx.update(grads, state, params)
-        return eqx.apply_updates(model, updates), state
-
-    model = eqx.nn.MLP(1, "scalar", 32, 1, jnp.tanh, key=jax.random.key(0))
-    state = tx.init(eqx.filter(model, eqx.is_inexact_array))
-    batch = data(jax.random.key(1))
-    for _ in range(2000):
-        model, state = step(batch, model, state)
-    return float(jnp.sqrt(error(model, data(jax.random.key(2)))))
+tx = adadelta_tx.adadelta(optax.cosine_decay_schedule(1.0, 2000))
 
 
-if __name__ == "__main__":
-    print(f"RMS error on new data: {main():.6g}, expected: {EXPECTED}")
+@eqx.filter_jit(donate="all-except-first")
+def step(batch, model, state):
+    grads = eqx.filter_grad(error)(model, batch)
+    params = eqx.filter(model, eqx.is_inexact_array)
+    updates, state = tx.update(grads, state, params)
+    return eqx.apply_updates(model, updates), state
+
+
+model = eqx.nn.MLP(1, "scalar", 32, 1, jnp.tanh, key=jax.random.key(0))
+state = tx.init(eqx.filter(model, eqx.is_inexact_array))
+batch = data(jax.random.key(1))
+for _ in range(2000):
+    model, state = step(batch, model, state)
+rms = jnp.sqrt(error(model, data(jax.random.key(2))))
+print(f"RMS error on new data: {rms:.6g}, of the noise alone: 0.1")

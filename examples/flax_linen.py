@@ -10,8 +10,6 @@ from flax.training.train_state import TrainState
 
 import adadelta_tx
 
-EXPECTED = 0.1  # the noise's standard deviation; nothing predicts better
-
 
 class Model(nn.Module):
     @nn.compact
@@ -33,18 +31,14 @@ def step(state, x, y):
     return state.apply_gradients(grads=jax.grad(error)(state.params))
 
 
-def main(adadelta=adadelta_tx.adadelta):
-    tx = adadelta(optax.cosine_decay_schedule(1.0, 2000), rho=0.95)
-    model = Model()
-    x, y = data(jax.random.key(1))
-    params = model.init(jax.random.key(0), x)["params"]
-    state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
-    for _ in range(2000):
-        state = step(state, x, y)
-    x, y = data(jax.random.key(2))
-    predictions = state.apply_fn({"params": state.params}, x)
-    return float(jnp.sqrt(jnp.mean((predictions - y) ** 2)))
-
-
-if __name__ == "__main__":
-    print(f"RMS error on new data: {main():.6g}, expected: {EXPECTED}")
+tx = adadelta_tx.adadelta(optax.cosine_decay_schedule(1.0, 2000))
+model = Model()
+x, y = data(jax.random.key(1))
+params = model.init(jax.random.key(0), x)["params"]
+state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+for _ in range(2000):
+    state = step(state, x, y)
+x, y = data(jax.random.key(2))
+predictions = state.apply_fn({"params": state.params}, x)
+rms = jnp.sqrt(jnp.mean((predictions - y) ** 2))
+print(f"RMS error on new data: {rms:.6g}, of the noise alone: 0.1")

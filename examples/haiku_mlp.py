@@ -9,8 +9,6 @@ import optax
 
 import adadelta_tx
 
-EXPECTED = 0.1  # the noise's standard deviation; nothing predicts better
-
 
 def data(key):
     inputs, noise = jax.random.split(key)
@@ -28,21 +26,19 @@ def error(params, x, y):
     return jnp.mean((network.apply(params, x) - y) ** 2)
 
 
-def main(adadelta=adadelta_tx.adadelta):
-    tx = adadelta(optax.cosine_decay_schedule(1.0, 2000), rho=0.95)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, x, y):
-        updates, state = tx.update(jax.grad(error)(params, x, y), state, params)
-        return optax.apply_updates(params, updates), state
-
-    x, y = data(jax.random.key(1))
-    params = network.init(jax.random.key(0), x)
-    state = tx.init(params)
-    for _ in range(2000):
-        params, state = step(params, state, x, y)
-    return float(jnp.sqrt(error(params, *data(jax.random.key(2)))))
+tx = adadelta_tx.adadelta(optax.cosine_decay_schedule(1.0, 2000))
 
 
-if __name__ == "__main__":
-    print(f"RMS error on new data: {main():.6g}, expected: {EXPECTED}")
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def step(params, state, x, y):
+    updates, state = tx.update(jax.grad(error)(params, x, y), state, params)
+    return optax.apply_updates(params, updates), state
+
+
+x, y = data(jax.random.key(1))
+params = network.init(jax.random.key(0), x)
+state = tx.init(params)
+for _ in range(2000):
+    params, state = step(params, state, x, y)
+rms = jnp.sqrt(error(params, *data(jax.random.key(2))))
+print(f"RMS error on new data: {rms:.6g}, of the noise alone: 0.1")

@@ -8,8 +8,6 @@ import optax
 
 import adadelta_tx
 
-EXPECTED = 0.1  # the noise's standard deviation; nothing predicts better
-
 
 def data(key):
     inputs, noise = jax.random.split(key)
@@ -22,27 +20,25 @@ def error(params, x, y):
     return jnp.mean((hidden @ params["v"] - y) ** 2)
 
 
-def main(adadelta=adadelta_tx.adadelta):
-    tx = adadelta(optax.cosine_decay_schedule(1.0, 2000), rho=0.95)
-    params = {
-        "w": jax.random.normal(jax.random.key(0), (1, 32)),
-        "b": jnp.zeros(32),
-        "v": jnp.zeros(32),
-    }
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def train(params, state, x, y):
-        def step(carry, _):
-            params, state = carry
-            loss, grads = jax.value_and_grad(error)(params, x, y)
-            updates, state = tx.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), loss
-
-        return jax.lax.scan(step, (params, state), length=2000)
-
-    (params, _), _ = train(params, tx.init(params), *data(jax.random.key(1)))
-    return float(jnp.sqrt(error(params, *data(jax.random.key(2)))))
+tx = adadelta_tx.adadelta(optax.cosine_decay_schedule(1.0, 2000))
+params = {
+    "w": jax.random.normal(jax.random.key(0), (1, 32)),
+    "b": jnp.zeros(32),
+    "v": jnp.zeros(32),
+}
 
 
-if __name__ == "__main__":
-    print(f"RMS error on new data: {main():.6g}, expected: {EXPECTED}")
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def train(params, state, x, y):
+    def step(carry, _):
+        params, state = carry
+        loss, grads = jax.value_and_grad(error)(params, x, y)
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), loss
+
+    return jax.lax.scan(step, (params, state), length=2000)
+
+
+(params, _), _ = train(params, tx.init(params), *data(jax.random.key(1)))
+rms = jnp.sqrt(error(params, *data(jax.random.key(2))))
+print(f"RMS error on new data: {rms:.6g}, of the noise alone: 0.1")
