@@ -518,11 +518,11 @@ def summary(results: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all faults, prints the table and writes it."""
-    parser = report.parser("faults", __doc__, "about 7 minutes")
-    parser.add_argument("--kills", type=int, default=200, help="for each format")
-    parser.add_argument("--damaged", type=int, default=7_000, help="for each format")
+    parser = report.parser("faults", __doc__, "about 6 minutes")
+    parser.add_argument("--kills", type=int, default=60, help="for each format")
+    parser.add_argument("--damaged", type=int, default=5_600, help="for each format")
     parser.add_argument("--stops", type=int, default=100, help="by a full disk, each")
-    parser.add_argument("--loads", type=int, default=100, help="in a race, each")
+    parser.add_argument("--loads", type=int, default=60, help="in a race, each")
     options = parser.parse_args(arguments)
     results = {
         form: {
