@@ -304,7 +304,8 @@ def draw(problems: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_title(PROBLEMS[problem], fontsize=9)
         axes.set_xticks(
-            range(len(names)), [name.replace(", ", ",\n") for name in names]
+            range(len(names)),
+            [x.replace("recommended, loss", "ε 1e-5,\nε_g 0,\n") for x in names],
         )
         axes.set_ylabel("percentage points")
     panels[0, 0].legend(title="one mark per seed", fontsize=9)
