@@ -68,6 +68,7 @@ def tiny(labels):
     return _tasks.Task(layers, _tasks.multilayer, *data, steps=200, batch=8)
 
 
+@pytest.mark.slow
 def test_choosing_benchmark(tmp_path, capsys, monkeypatch):
     few = {"sign": lambda: tiny(True), "number": lambda: tiny(False)}
     monkeypatch.setattr(choosing, "tasks", lambda folder: few)
@@ -122,6 +123,7 @@ def test_best_is_by_validation_and_lost_by_test():
 TASKS = _tasks.tasks(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TASKS if "MNIST" not in name])
 def test_task_can_be_trained_and_has_the_size_that_is_told(name):
     task = TASKS[name]()

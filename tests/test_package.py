@@ -125,6 +125,7 @@ def test_help_of_a_benchmark(command, capsys):
         )
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, capsys):
     demo.main(["--epochs", "12", "--out", str(tmp_path)])
     results = json.loads((tmp_path / "demo.json").read_text())["results"]
@@ -146,6 +147,7 @@ def test_demo_fails_loudly(tmp_path, monkeypatch):
         demo.main(["--epochs", "1", "--out", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_step_benchmark(tmp_path, capsys):
     others = ["optax", "bm.jit"]  # no torch and Keras in the test extra
     step.main(["--quick", "--implementations", *others, "--out", str(tmp_path)])
@@ -205,6 +207,7 @@ def test_step_benchmark_sets_the_option_itself(monkeypatch, capsys):
     assert "unset XLA_FLAGS" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_benchmark(tmp_path, capsys, monkeypatch):
     few = (training.OURS, training.OPTAX, training.SGD)
     optimizers = {name: training.OPTIMIZERS[name] for name in few}
@@ -225,6 +228,7 @@ def test_training_benchmark(tmp_path, capsys, monkeypatch):
     assert training.summary(rows) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_benchmark_has_a_transformer():
     few = training.OURS, training.OPTAX
     rows = training.measure(few, ["transformer"], small=True, rounds=3)
@@ -232,6 +236,7 @@ def test_training_benchmark_has_a_transformer():
     assert all(len(row["seconds"]) == 6 for row in rows)
 
 
+@pytest.mark.slow
 def test_faults_benchmark(tmp_path, capsys):
     few = ["--kills", "1", "--damaged", "8", "--stops", "2", "--loads", "1"]
     faults.main([*few, "--out", str(tmp_path)])
@@ -264,6 +269,7 @@ def test_files_of_mnist(ending, tmp_path):
     np.testing.assert_array_equal(data.test_labels, labels)
 
 
+@pytest.mark.slow
 def test_low_memory_benchmark(tmp_path, capsys):
     write_mnist(tmp_path, ".gz")
     arguments = ["--quick", "--seeds", "1", "--size", "1000"]
@@ -282,6 +288,7 @@ def test_low_memory_costs_alone(tmp_path, capsys):
     assert low_memory.summary(results) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_zeiler2012_benchmark(tmp_path, capsys):
     write_mnist(tmp_path, "")
     zeiler2012.main(["--quick", "--data", str(tmp_path), "--out", str(tmp_path)])
@@ -360,6 +367,7 @@ def test_mnist_that_is_not_there(tmp_path):
         _mnist.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_scale_benchmark(tmp_path, capsys):
     scale.main(["--parameters", "8000", "--rounds", "1", "--out", str(tmp_path)])
     results = json.loads((tmp_path / "scale.json").read_text())["results"]

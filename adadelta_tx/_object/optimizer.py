@@ -1,10 +1,11 @@
 """Adadelta as an object that updates variables, with BrainPy's interface."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import jax
 import numpy as np
@@ -289,7 +290,7 @@ class Adadelta(Node):
 
     def save_states(
         self,
-        file: checkpoint.File,
+        file: str | os.PathLike[str] | BinaryIO,
         variables: Mapping[str, Any] | None = None,
         *,
         compressed: bool = False,
@@ -328,7 +329,7 @@ class Adadelta(Node):
 
     def load_states(
         self,
-        file: checkpoint.File,
+        file: str | os.PathLike[str] | BinaryIO,
         variables: Mapping[str, Any] | None = None,
         verbose: bool = False,
     ) -> None:

@@ -84,6 +84,7 @@ def test_nan_parameters_start_from_zero():
     chex.assert_trees_all_equal(jax.jit(tx.init)(params), tx.init(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("case", CASES)
 def test_steps_talk_to_no_one(case, kind):

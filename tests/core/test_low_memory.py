@@ -463,6 +463,7 @@ def test_gradient_of_a_step(g):
     assert slope(coded()) == pytest.approx(want, rel=0.05)
 
 
+@pytest.mark.slow
 def test_members_of_a_vmap_are_rounded_differently():
     gradients = [x.reshape(8, 500) for x in noisy(50, 4000)]
     tx, exact = coded(), adadelta_tx.scale_by_adadelta()
@@ -523,6 +524,7 @@ def test_steps_of_long_runs(accumulator_dtype, rho, gradients, steps, smaller):
     assert 1 - got / want == pytest.approx(smaller, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(500,), ()])
 @pytest.mark.parametrize(
     ("gradients", "factor"), [(constant, 1), (alternating, 1), (alternating, 1j)]
@@ -631,6 +633,7 @@ def test_gradients_through_random_rounding():
     np.testing.assert_allclose(total(0.99, jnp.bfloat16), want, rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.9, 0.95, 0.99, 0.999])
 def test_trains_digits_as_float32_does(rho):
     """Up to what other seeds change; benchmarks.low_memory measures it."""

@@ -502,6 +502,7 @@ def fit(network, optimizer, batch, steps):
         optimizer.update(grad())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Recurrent, Spiking])
 def test_a_network_resumes_with_another_batch(kind, tmp_path):
     path = tmp_path / "run.npz"

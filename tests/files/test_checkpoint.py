@@ -267,6 +267,7 @@ def test_full_disk(form):
     assert faults.full_disks(form, 40) == {"kept": 40}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["npz", "h5"])
 def test_killed_writers(form):
     outcomes = faults.kills(form, 4)
@@ -370,6 +371,7 @@ def test_mode_and_links_stay(tmp_path):
 # Damage and other files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", faults.FORMATS)
 def test_damaged_files(form):
     """What loads is as it was written: the damage is where no number is."""
@@ -705,6 +707,7 @@ def memory_bombs(folder):
     yield path
 
 
+@pytest.mark.slow
 def test_small_files_take_little_memory(tmp_path):
     paths = list(memory_bombs(tmp_path))
     assert len(paths) == 20

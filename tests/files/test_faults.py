@@ -36,6 +36,8 @@ from tests.files.helpers import (
     train,
 )
 
+pytestmark = pytest.mark.slow
+
 ZEROS = np.zeros(4, np.float32)
 ARRAYS = {"A0.w_cache": ZEROS, "A0.w_delta": ZEROS}
 

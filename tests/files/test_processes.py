@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.files import processes
 
@@ -63,6 +64,7 @@ def run(folder, shape="4,2", dies_after="never"):
     return losses, codes, "\n".join(outputs)
 
 
+@pytest.mark.slow
 def test_killed_and_restarted(tmp_path):
     """The losses after a restart are, bit for bit, those of a run without one."""
     (whole, same), codes, output = run(tmp_path / "whole")

@@ -86,6 +86,7 @@ def test_any_number_of_axes(extension, axes, tmp_path):
     assert round_trip(tmp_path / f"run{extension}", {"x": array}) == (axes <= most)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extension", ONE_EACH)
 def test_any_number_of_variables(extension, tmp_path):
     """As many as can be read, and not one more."""

@@ -21,6 +21,8 @@ import scipy.io
 import adadelta_tx
 from tests.files.helpers import one, outcomes
 
+pytestmark = pytest.mark.slow
+
 ZEROS = np.zeros(4, np.float32)
 ARRAYS = {"A0.w_cache": ZEROS, "A0.w_delta": ZEROS}
 

@@ -82,6 +82,7 @@ OURS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", [bp.BPTT, bp.BPFF])
 @pytest.mark.parametrize("ours", OURS)
 def test_trainers(trainer, ours):
@@ -103,6 +104,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_brainpy_schedulers(scheduler):
     make = SCHEDULERS[scheduler]
