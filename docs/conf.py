@@ -38,7 +38,7 @@ nitpicky = True
 # What other packages document: a build needs no network, so their pages are not read.
 # And the private modules, whose names no reader needs.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(brainpy|chex|jax|optax)\..*|adadelta_tx\.(brainpy\.)?_.*"),
+    (r"py:.*", r"(brainpy|chex|jax|optax|os)\..*|adadelta_tx\.(brainpy\.)?_.*"),
     (r"py:class", "AccumulatorDType|Any|ArrayLike|Callable|DTypeLike|Mapping"),
     (r"py:class", "PyTree|Sequence|StrPath"),
 ]
