@@ -102,9 +102,8 @@ def adadelta(
     r"""The Adadelta optimizer.
 
     A drop-in replacement for :func:`optax.adadelta` with the paper's defaults. For a
-    network of your own, take ``eps=1e-5, grad_eps=0`` and a schedule that falls from 1
-    to 0, which need no search. For a parameter :math:`x` with gradient :math:`g`,
-    element by element:
+    network of your own, ``eps=1e-5, grad_eps=0`` and a schedule from 1 to 0 need no
+    search. For a parameter :math:`x` with gradient :math:`g`, element by element:
 
     .. math::
 
