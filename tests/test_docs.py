@@ -319,10 +319,21 @@ def test_recommended_settings():
     usual = [found.lost(s.label) for s in choosing.FIRST_TRIED]
     assert max(usual, key=np.mean) == found.lost("Adam, 0.001")
 
+    later = {
+        setting: np.mean(found.lost(setting.label)[choosing.USED :])
+        for setting in choosing.FIRST_TRIED
+    }
+    ours = later[choosing.CHOSEN]
+    less = {1: "one", 2: "two", 3: "three", 4: "four"}[
+        sum(its < ours for its in later.values())
+    ]
+    told = f"lose {round(100 * ours - 100)} %, and {less} of the other settings"
+    assert told in page("choosing")
+
     rows = [found.row(choosing.PAPER.label, task) for task in found.tasks]
     half = sum(np.mean(row["not adapting"]) > 50 for row in rows)
     told = {6: "six", 7: "seven"}[half]
-    assert f"do not adapt on {told} of the thirteen tasks" in page("choosing")
+    assert f"or more do not adapt on {told} of the thirteen tasks" in page("choosing")
 
     def behind(task, setting, other):
         one, two = (found.row(s.label, task)["test"] for s in (setting, other))
@@ -336,12 +347,7 @@ def test_recommended_settings():
     pairs = {clipped: choosing.CLIPPED_SGD, choosing.CHOSEN: descent}
     for setting, other in pairs.items():
         assert {x for x in found.tasks if behind(x, setting, other)} <= {*wide}
-    for task in wide:
-        ours, theirs = (
-            np.mean(found.row(s.label, task)["test"])
-            for s in (choosing.TWO, choosing.CLIPPED_SGD)
-        )
-        assert ours < theirs
+    assert not any(behind(x, choosing.TWO, choosing.CLIPPED_SGD) for x in wide)
 
 
 def test_quality_of_smaller_states():

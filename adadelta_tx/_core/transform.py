@@ -142,11 +142,11 @@ def adadelta(
         counts as 8e-25.
       grad_eps: :math:`\epsilon_g`, at least 0 and below 1e30. ``None`` means ``eps``,
         as in the paper. It has the units of :math:`g^2`: where E[g²] is small compared
-        with it, the step is gradient descent at the learning rate. If it is small
-        compared with E[g²] everywhere, steps do not depend on the scale of the loss.
-        Less than 8e-25 counts as 8e-25, or as 5e-277 with float64 accumulators, or
-        as 1e-16 with uint8, which suits gradients from about 1e-8 to 20. So 0 means
-        the least that is safe.
+        with it, the step is gradient descent at :math:`\alpha \sqrt{\epsilon /
+        \epsilon_g}`. If it is small compared with E[g²] everywhere, steps do not depend
+        on the scale of the loss. Less than 8e-25 counts as 8e-25, or as 5e-277 with
+        float64 accumulators, or as 1e-16 with uint8, which suits gradients from about
+        1e-8 to 20. So 0 means the least that is safe.
       weight_decay: A number of at least 0 or a schedule. This times the parameters
         is added to the gradients before the scaling.
       weight_decay_mask: A tree of booleans with the parameters' structure or a

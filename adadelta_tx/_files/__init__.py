@@ -28,9 +28,11 @@ _FORMATS |= {".pkl": pickle, ".pickle": pickle}
 
 def _format(file: Any, method: str) -> Any:
     """The module of a file's format, which a path's extension tells."""
+    if isinstance(file, io.TextIOBase):
+        raise TypeError(f"{file} must be open in binary mode.")
     if hasattr(file, method):
         return npz
-    if not isinstance(file, str | os.PathLike):
+    if not isinstance(file, str | os.PathLike) or isinstance(os.fspath(file), bytes):
         raise TypeError(
             "The first argument is a binary file object, or the path of a file, got "
             f"{type(file).__name__}."
@@ -65,18 +67,19 @@ def write(
             looked_at(written.variables, name)
     except Exception as error:
         raise failed(file, "cannot be written", error) from error
-    if hasattr(file, "write"):
-        file.write(content.getbuffer())
-    else:
+    rest = content.getbuffer()
+    if not hasattr(file, "write"):
         with replacing(file) as new:
-            new.write(content.getbuffer())
+            new.write(rest)
+        return
+    while rest:  # a file without a buffer may take a part
+        taken = file.write(rest)
+        rest = rest[len(rest) if taken is None else taken :]
 
 
 def read(file: Any) -> Description:
     """What a file says of itself, which is read as a whole."""
     form, is_open = _format(file, "read"), hasattr(file, "read")
-    if isinstance(file, io.TextIOBase):
-        raise TypeError(f"{file} must be open in binary mode.")
     if not is_open and os.path.exists(file) and not os.path.isfile(file):
         raise CheckpointError(f"{file}: is not a file.")
     with contextlib.nullcontext(file) if is_open else open(file, "rb") as opened:

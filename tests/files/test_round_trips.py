@@ -163,3 +163,37 @@ def test_a_file_object_gets_nothing_of_what_cannot_be_saved():
         optimizer.save_states(buffer, {"x" * 70_000: jnp.ones(2)})
     assert not buffer.getvalue()
     assert bits(optimizer) == before
+
+
+class Sip(io.RawIOBase):
+    """A file without a buffer that takes 100 bytes at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.data = b""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.data += bytes(data[:100])
+        return len(data[:100])
+
+
+def test_a_file_that_takes_a_part_gets_the_rest():
+    optimizer, file = one(name="A0"), Sip()
+    optimizer.update({"w": np.ones(np.shape(optimizer.vars_to_train["w"].value), "f4")})
+    optimizer.save_states(file)
+    other = one(name="A0b")
+    other.load_states(io.BytesIO(file.data))
+    for key, variable in optimizer.implicit_vars.items():
+        np.testing.assert_array_equal(other.implicit_vars[key].value, variable.value)
+
+
+def test_files_that_are_no_binary_ones(tmp_path):
+    optimizer = one(name="A0")
+    for use in (optimizer.save_states, optimizer.load_states):
+        with pytest.raises(TypeError, match="open in binary mode"):
+            use(io.StringIO())
+        with pytest.raises(TypeError, match="got bytes"):
+            use(b"run.npz")
