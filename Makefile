@@ -34,9 +34,10 @@ test-one-pass: .venv/test
 	    $(BIN)/python -m pytest -n 2 --dist worksteal -m "not accelerators and not slow" \
 	    --ignore tests/core/test_compiled.py tests/core
 
-# The code blocks of the pages in docs, some with PyTorch and Keras.
+# The code blocks of the pages in docs, some with PyTorch and Keras. Those of a page
+# share their names, so they stay together.
 test-docs: .venv/test .venv/comparison
-	$(BIN)/python -m pytest -n 2 --dist worksteal docs
+	$(BIN)/python -m pytest -n 2 --dist loadfile docs
 
 docs: .venv/docs
 	$(BIN)/python -m sphinx -W --keep-going docs docs/_build/html
