@@ -131,7 +131,7 @@ OTHERS = [
         *(s._replace(eps=eps) for eps in EPSILONS for s in (PAPER, TWO)),
         *(s._replace(rho=rho) for rho in RHOS for s in (PAPER, CHOSEN)),
     ],
-    [s._replace(clip="norm") for s in ADADELTA],
+    [s._replace(clip="norm") for s in (PAPER, TWO)],
     [
         Setting("DoWG", schedule="constant"),
         Setting("D-Adapt AdamW", schedule="linear"),
@@ -395,7 +395,6 @@ class Results:
         """Rows as they are written."""
         self.tasks = list(dict.fromkeys(row["task"] for row in rows))
         self.scales = list(dict.fromkeys(row["scale"] for row in rows))
-        self.labels = list(dict.fromkeys(row["label"] for row in rows))
         self.rows = {(row["label"], row["scale"], row["task"]): row for row in rows}
         self.best = {
             name: min(
@@ -409,6 +408,10 @@ class Results:
         """What is kept of a setting, if it has run."""
         return self.rows.get((label, scale, task))
 
+    def ratio(self, row: dict[str, Any]) -> float:
+        """A test loss over that of the best setting."""
+        return mean(row, "test") / mean(self.best[row["task"]], "test")
+
     def lost(self, label: str, scale: float = 1.0) -> list[float]:
         """A setting's test loss over that of the best, if all tasks have run."""
         return self._lost(label, scale, self.tasks)
@@ -418,12 +421,8 @@ class Results:
         return self._lost(label, 1.0, self.tasks[:USED])
 
     def _lost(self, label: str, scale: float, tasks: list[str]) -> list[float]:
-        found = [(name, self.row(label, name, scale)) for name in tasks]
-        lost = [
-            mean(row, "test") / mean(self.best[name], "test")
-            for name, row in found
-            if row
-        ]
+        found = [self.row(label, name, scale) for name in tasks]
+        lost = [self.ratio(row) for row in found if row]
         return lost if len(lost) == len(tasks) else []
 
 
@@ -533,13 +532,9 @@ def searched(results: Results) -> str:
                 line.append("")
                 continue
             rate = min(tried, key=lambda x: mean(tried[x], "validation"))
-            ratio = mean(tried[rate], "test") / mean(results.best[task], "test")
-            line.append(f"{shown(ratio)} at {rate:g}")
+            line.append(f"{shown(results.ratio(tried[rate]))} at {rate:g}")
         row = results.row(CHOSEN.label, task)
-        ratio = (
-            mean(row, "test") / mean(results.best[task], "test") if row else math.inf
-        )
-        lines.append([*line, shown(ratio)])
+        lines.append([*line, shown(results.ratio(row)) if row else ""])
     header = ["best rate for each task", *SEARCHED, NAMES[CHOSEN.label]]
     return report.table(header, lines)
 
@@ -556,9 +551,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
             results,
             "test loss over that of the best",
             labels,
-            lambda row: shown(
-                mean(row, "test") / mean(results.best[row["task"]], "test")
-            ),
+            lambda row: shown(results.ratio(row)),
         ),
         "losses": by_task(results, "test loss", labels, lambda row: cell(row, "test")),
         "errors": by_task(
@@ -638,22 +631,20 @@ def draw_lost(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def draw_range(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Means over tasks, against the size of the steps."""
     results = Results(rows)
-    epsilons = {
-        name: {eps**0.5: setting._replace(eps=eps) for eps in EPSILONS}
-        for name, setting in (("two ε", TWO), ("one ε", PAPER))
+    lines = {
+        "Adadelta with two ε (ε_g 0), against √ε": {
+            eps**0.5: TWO._replace(eps=eps) for eps in EPSILONS
+        },
+        "Adadelta with one ε, against √ε": {
+            eps**0.5: PAPER._replace(eps=eps) for eps in EPSILONS
+        },
+        "Adam, against the learning rate": {
+            rate: Setting("Adam", rate) for rate in SEARCHED["Adam"]
+        },
     }
-    rates = {rate: Setting("Adam", rate) for rate in SEARCHED["Adam"]}
     figure = pictures.figure(3.6, "Test loss over the best, mean of nine tasks")
     axes = figure.subplots()
-    for (name, points), style in zip(
-        {
-            "Adadelta with two ε (ε_g 0), against √ε": epsilons["two ε"],
-            "Adadelta with one ε, against √ε": epsilons["one ε"],
-            "Adam, against the learning rate": rates,
-        }.items(),
-        pictures.STYLES,
-        strict=False,
-    ):
+    for (name, points), style in zip(lines.items(), pictures.STYLES, strict=False):
         lost = {x: results.used(setting.label) for x, setting in points.items()}
         means = {x: statistics.mean(its) for x, its in lost.items() if its}
         places = sorted(means)

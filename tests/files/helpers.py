@@ -13,6 +13,8 @@ from adadelta_tx import Adadelta, CheckpointError, TrainVar
 
 DATA = Path(__file__).parent / "data"
 ONE_EACH = [".npz", ".h5", ".mat", ".pkl"]
+ZEROS = np.zeros(4, np.float32)
+ARRAYS = {"A0.w_cache": ZEROS, "A0.w_delta": ZEROS}
 
 
 SHAPES = {"w": (4, 3), "layer/b": (), "_c": (2,), "none": (0, 3), "ρ": (1, 2, 1)}

@@ -18,19 +18,12 @@ import numpy as np
 import pytest
 import scipy.io
 
-import adadelta_tx
 from adadelta_tx import Adadelta, CheckpointError, Variable
 from benchmarks import faults
 from tests import textbook
 from tests.files.helpers import DATA, ONE_EACH, refused, train
 
 EXTENSIONS = [".npz", ".h5", ".hdf5", ".mat", ".pkl", ".pickle"]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_names():
-    adadelta_tx.clear_name_cache()
-    bm.clear_name_cache()
 
 
 def brainpy_optimizer(steps, dtype=jnp.float32, **arguments):

@@ -29,7 +29,6 @@ import pytest
 import scipy.io
 from jax.sharding import NamedSharding, PartitionSpec
 
-import adadelta_tx
 from adadelta_tx import Adadelta, CheckpointError, TrainVar, Variable
 from benchmarks import faults
 from tests.files.helpers import (
@@ -44,11 +43,6 @@ from tests.files.helpers import (
 )
 
 EXTENSIONS = [".npz", ".h5", ".hdf5", ".mat", ".pkl", ".pickle"]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_names():
-    adadelta_tx.clear_name_cache()
 
 
 def copy_variables(source, target):

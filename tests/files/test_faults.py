@@ -23,11 +23,12 @@ import numpy as np
 import pytest
 import scipy.io
 
-import adadelta_tx
 from adadelta_tx import Adadelta, CheckpointError, TrainVar, Variable
 from tests.files.helpers import (
+    ARRAYS,
     DATA,
     ONE_EACH,
+    ZEROS,
     bits,
     make,
     one,
@@ -37,14 +38,6 @@ from tests.files.helpers import (
 )
 
 pytestmark = pytest.mark.slow
-
-ZEROS = np.zeros(4, np.float32)
-ARRAYS = {"A0.w_cache": ZEROS, "A0.w_delta": ZEROS}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_names():
-    adadelta_tx.clear_name_cache()
 
 
 # Texts of HDF5

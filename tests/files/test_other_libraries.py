@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import scipy.io
 
-import adadelta_tx
 from adadelta_tx import CheckpointError, Variable
 from tests.files.helpers import one
 from tests.files.test_strangers import element
@@ -34,11 +33,6 @@ NUMBERS = [
 BIG = [">i4", ">f4", ">f8", ">c8"]
 DTYPES = [*NUMBERS, *BIG, "u2", "S3", "U3", "f4,i4"]  # u2 may be codes of a dtype
 SHAPES = [(), (1,), (3,), (0, 2), (2, 1, 3)]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_names():
-    adadelta_tx.clear_name_cache()
 
 
 def arrays_of(rng):

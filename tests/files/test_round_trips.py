@@ -19,11 +19,6 @@ settings.register_profile("suite", deadline=None, derandomize=True, print_blob=F
 settings.load_profile("suite")
 
 
-@pytest.fixture(autouse=True)
-def _fresh_names():
-    adadelta_tx.clear_name_cache()
-
-
 def round_trip(path, arrays):
     """Whether arrays could be saved; what was saved has been loaded then."""
     adadelta_tx.clear_name_cache()

@@ -18,18 +18,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-import adadelta_tx
-from tests.files.helpers import one, outcomes
+from tests.files.helpers import ARRAYS, ZEROS, one, outcomes
 
 pytestmark = pytest.mark.slow
-
-ZEROS = np.zeros(4, np.float32)
-ARRAYS = {"A0.w_cache": ZEROS, "A0.w_delta": ZEROS}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_names():
-    adadelta_tx.clear_name_cache()
 
 
 def all_refused(folder, contents):
