@@ -140,6 +140,7 @@ def test_demo(tmp_path, capsys):
         assert f"| {name}" in printed
 
 
+@pytest.mark.slow
 def test_demo_fails_loudly(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "OPTIMIZERS", {demo.OURS: demo.OPTIMIZERS[demo.OURS]})
     monkeypatch.setattr(demo, "REQUIRED_ACCURACY", 1.01)
@@ -280,6 +281,7 @@ def test_low_memory_benchmark(tmp_path, capsys):
     assert low_memory.summary(results) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_low_memory_costs_alone(tmp_path, capsys):
     low_memory.main(["--costs", "--quick", "--size", "1000", "--out", str(tmp_path)])
     results = json.loads((tmp_path / "low_memory.json").read_text())["results"]
@@ -307,6 +309,7 @@ def test_zeiler2012_benchmark(tmp_path, capsys):
     assert zeiler2012.summary(results) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_zeiler2012_choices_benchmark(tmp_path, capsys, monkeypatch):
     write_mnist(tmp_path, ".gz")
     weights, images = zeiler2012.CHOSEN

@@ -84,11 +84,10 @@ def test_what_has_no_code_has_the_largest(too_large):
 
 
 @pytest.mark.parametrize("eps", [1e-20, 1e-6, 1.0, 1e20])
-@pytest.mark.parametrize("g", [1e-30, 1.0, 1e6, 3e38])
-def test_any_gradient_gives_finite_updates(g, eps):
+def test_any_gradient_gives_finite_updates(eps):
+    gradients = [np.repeat(np.float32([1e-30, 1.0, 1e6, 3e38]), 64)] * 20
     for rho in (0.0, 0.5, 0.95, 0.9999):
-        updates, state = run(coded(rho, eps), [jnp.full(64, g)] * 20)
-        chex.assert_tree_all_finite((updates, state))
+        chex.assert_tree_all_finite(run(coded(rho, eps), gradients))
 
 
 def test_nan_stays_one():
@@ -446,21 +445,23 @@ def test_errors_name_what_is_wrong():
         tx.update({"w": jnp.ones(3)}, ({}, {}))
 
 
-@pytest.mark.parametrize("g", [0.0, 1e-4, 1e-3, 1e-2])
-def test_gradient_of_a_step(g):
+def test_gradient_of_a_step():
     """It is float32's, but for what the rounding changes in the values."""
 
-    def slope(tx):
-        def total(g):
+    def slopes(tx):
+        @jax.jit
+        @jax.grad
+        def slope(sizes):
+            g = jnp.repeat(sizes, 4000)
             state = tx.init(g)
             for _ in range(3):
-                _, state = tx.update(jnp.full(4000, 1e-3), state)
-            return jnp.mean(tx.update(g, state)[0])
+                _, state = tx.update(jnp.full_like(g, 1e-3), state)
+            return tx.update(g, state)[0].sum()
 
-        return float(jax.grad(lambda x: total(jnp.full(4000, x)))(g))
+        return slope(jnp.array([0.0, 1e-4, 1e-3, 1e-2]))
 
-    want = slope(adadelta_tx.scale_by_adadelta())
-    assert slope(coded()) == pytest.approx(want, rel=0.05)
+    want = slopes(adadelta_tx.scale_by_adadelta())
+    np.testing.assert_allclose(slopes(coded()), want, rtol=0.05)
 
 
 @pytest.mark.slow
@@ -475,6 +476,7 @@ def test_members_of_a_vmap_are_rounded_differently():
     assert (errors.sum() - 8) / 56 < 3 / 500**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.9, 0.95, 0.999])
 def test_long_runs(rho):
     want = last_steps(None, rho, independent, 5000).mean()
@@ -507,6 +509,7 @@ def alternating(i):
     return constant(i) * jnp.where(i % 2, 1, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accumulator_dtype", "rho", "gradients", "steps", "smaller"),
     [
@@ -594,6 +597,7 @@ def test_bfloat16_averages_are_rounded_independently():
     assert abs(np.corrcoef(errors)[0, 1]) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_bfloat16_with_few_different_gradients(dtype):
     """Gradients of 8 bits give noise of few values, and still no bias."""
@@ -627,7 +631,7 @@ def test_gradients_through_random_rounding():
                 u, state = tx.update(g * (i + 1), state)
             return jnp.sum(u)
 
-        return jax.grad(f)(jnp.array([1e-3, 0.0, 2e-2]))
+        return jax.jit(jax.grad(f))(jnp.array([1e-3, 0.0, 2e-2]))
 
     want = total(0.99, None)
     np.testing.assert_allclose(total(0.99, jnp.bfloat16), want, rtol=0.05)

@@ -1,5 +1,6 @@
 """adadelta_tx inside optax, as its users combine it."""
 
+import functools
 import re
 
 import chex
@@ -28,14 +29,17 @@ def gradients(seed=1):
     ]
 
 
+@functools.cache
+def compiled(tx):
+    return jax.jit(step_of(tx))
+
+
 def train(tx, params=PARAMS, grads=None, state=None):
     """Parameters and state after some jitted steps."""
     params = jax.tree.map(jnp.asarray, params)
     state = tx.init(params) if state is None else state
-
-    step = jax.jit(step_of(tx))
     for g in gradients() if grads is None else grads:
-        params, state = step(params, state, g)
+        params, state = compiled(tx)(params, state, g)
     return params, state
 
 

