@@ -9,7 +9,7 @@ def _fresh_names():
     adadelta_tx.clear_name_cache()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _at_rest(monkeypatch):
-    """A file is read at once after it was written; test_processes waits."""
+    """What a test has just written is read without a wait; test_faults does wait."""
     monkeypatch.setattr(_files, "_REST", 0)

@@ -24,6 +24,8 @@ from benchmarks import faults
 from tests import textbook
 from tests.files.helpers import DATA, ONE_EACH, refused, train
 
+pytestmark = pytest.mark.usefixtures("_at_rest")
+
 
 def brainpy_optimizer(steps, dtype=jnp.float32, **arguments):
     """A real one of BrainPy, trained as ours would be."""

@@ -42,6 +42,8 @@ from tests.files.helpers import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("_at_rest")
+
 
 def copy_variables(source, target):
     for key, variable in target.vars_to_train.items():

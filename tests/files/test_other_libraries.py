@@ -15,6 +15,8 @@ from adadelta_tx import CheckpointError, Variable
 from tests.files.helpers import one
 from tests.files.test_strangers import element
 
+pytestmark = pytest.mark.usefixtures("_at_rest")
+
 NUMBERS = [
     "b1",
     "i1",
