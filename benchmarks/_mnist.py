@@ -1,16 +1,18 @@
 """MNIST, and the network that Zeiler (2012) trains on it."""
 
 import argparse
+import functools
 import gzip
-import itertools
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from benchmarks import _models as models
 
 LAYERS = (784, 500, 300, 10)
 FILES = (
@@ -84,25 +86,12 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def fan_in_normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Weights from N(0, 1 / fan-in)."""
-    return jax.random.normal(key, shape) / shape[0] ** 0.5
-
-
 def initial_parameters(
-    key: jax.Array, weights: Callable[..., jax.Array] = fan_in_normal
-) -> list[dict[str, jax.Array]]:
-    """For each layer, ``weights(key, shape)`` and biases of 0."""
-    keys = jax.random.split(key, len(LAYERS) - 1)
-    return [
-        {"w": weights(k, shape), "b": jnp.zeros(shape[1])}
-        for k, shape in zip(keys, itertools.pairwise(LAYERS), strict=True)
-    ]
+    key: jax.Array, weights: Callable[..., jax.Array] = models.fan_in_normal
+) -> models.Layers:
+    """Of the network, its weights drawn by ``weights(key, shape)``."""
+    return models.dense(jax.random.split(key, len(LAYERS) - 1), LAYERS, weights)
 
 
-def logits(params: Any, images: jax.Array) -> jax.Array:
-    """Class scores, of shape ``(n, 10)``."""
-    *hidden, last = params
-    for layer in hidden:
-        images = jnp.tanh(images @ layer["w"] + layer["b"])
-    return images @ last["w"] + last["b"]
+logits = functools.partial(models.multilayer, activation=jnp.tanh)
+"""Of parameters and images, class scores of shape ``(n, 10)``."""

@@ -43,22 +43,23 @@ class _Help(
 
 
 def parser(
-    name: str, description: str | None, duration: str, quick: str | None = None
+    module: str, description: str | None, duration: str, quick: str | None = None
 ) -> argparse.ArgumentParser:
     """The options that the commands share.
 
     Args:
-      name: The module's.
+      module: Whose command it is.
       description: Its docstring.
       duration: How long the command takes on a machine with 2 cores.
       quick: What ``--quick`` leaves out; ``None`` for a command that has no such
         option.
     """
     made = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
+        prog=f"python -m {module}",
         description=f"{description}\nTakes {duration} on 2 cores.",
         formatter_class=_Help,
     )
+    made.set_defaults(module=module)
     if quick:
         made.add_argument("--quick", action="store_true", help=quick)
     made.add_argument(
@@ -92,11 +93,6 @@ def step_of(tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
         return optax.apply_updates(params, updates), state
 
     return step
-
-
-def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """Its mean, in nats, of unnormalised scores."""
-    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
 
 Key = TypeVar("Key")
@@ -281,22 +277,40 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
-def command(name: str) -> str:
-    """How this run of a benchmark was started."""
-    return " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-
-
-def write(folder: Path, name: str, results: Any, **more: str) -> Path:
+def write(path: Path, module: str, results: Any, **more: str) -> Path:
     """Writes results as JSON, with the command and the environment.
 
     Args:
-      folder: Where to.
-      name: The benchmark's.
+      path: Where to.
+      module: Whose command it was.
       results: What it found.
       **more: Versions of other libraries, and a ``note``, for below the tables.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    document = {"command": command(name), **environment(), **more, "results": results}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python", "-m", module, *sys.argv[1:]])
+    document = {"command": command, **environment(), **more, "results": results}
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
+
+
+def finish(
+    options: argparse.Namespace,
+    tables: str,
+    results: Any,
+    name: str | None = None,
+    **more: str,
+) -> None:
+    """Prints the tables and the environment, and writes the results.
+
+    Args:
+      options: What the command's :func:`parser` found.
+      tables: Of the results.
+      results: What was found.
+      name: Of the file, without its ending; the module's by default.
+      **more: As in :func:`write`.
+    """
+    print(tables)
+    print(describe())
+    name = name or options.module.rpartition(".")[2]
+    path = write(options.out / f"{name}.json", options.module, results, **more)
+    print(f"written: {path}")

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +14,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from benchmarks import _mnist as mnist
-from benchmarks import _report as report
-from benchmarks import low_memory
+from benchmarks import _models as models
 
 Arrays = tuple[jax.Array, ...]
 
@@ -43,7 +41,7 @@ def loss(task: Task, params: Any, rows: Arrays) -> jax.Array:
     *inputs, wanted = rows
     found = task.outputs(params, *inputs)
     if jnp.issubdtype(wanted.dtype, jnp.integer):
-        return report.cross_entropy(found, wanted)
+        return models.cross_entropy(found, wanted)
     return jnp.mean((found - wanted) ** 2) / 2
 
 
@@ -55,36 +53,19 @@ def error(task: Task, params: Any, rows: Arrays) -> jax.Array:
     return 100 * jnp.mean(task.outputs(params, *inputs).argmax(-1) != wanted)
 
 
-def weights(key: jax.Array, /, **shapes: tuple[int, ...]) -> dict[str, jax.Array]:
-    """Normal, of variance 1 / fan-in; vectors are 0."""
-    keys = jax.random.split(key, len(shapes))
-    return {
-        name: jax.random.normal(k, shape) / math.prod(shape[:-1]) ** 0.5
-        if len(shape) > 1
-        else jnp.zeros(shape)
-        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
+def dense(*sizes: int) -> Callable[[jax.Array], models.Layers]:
+    """Initial parameters of a multilayer perceptron."""
 
+    def initial(key: jax.Array) -> models.Layers:
+        # Every second key, as benchmarks/results/choosing.json was drawn.
+        return models.dense(jax.random.split(key, 2 * len(sizes) - 2)[::2], sizes)
 
-def dense(*sizes: int) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """Initial parameters of :func:`multilayer`."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for i, (n, m) in enumerate(itertools.pairwise(sizes)):
-        shapes |= {f"w{i}": (n, m), f"b{i}": (m,)}
-    return lambda key: weights(key, **shapes)
-
-
-def multilayer(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """Layers with ReLU between them."""
-    layers = len(p) // 2
-    for i in range(layers):
-        x = (jax.nn.relu(x) if i else x) @ p[f"w{i}"] + p[f"b{i}"]
-    return x
+    return initial
 
 
 def gru(inputs: int, width: int, outputs: int) -> Callable[[jax.Array], Any]:
     """Initial parameters of :func:`last_state`."""
-    return lambda key: weights(
+    return lambda key: models.weights(
         key,
         gates=(inputs + width, 2 * width),
         gates_bias=(2 * width,),
@@ -130,7 +111,7 @@ def digits() -> list[Arrays]:
 
 def digits_mlp() -> Task:
     """64-128-64-10."""
-    return Task(dense(64, 128, 64, 10), multilayer, *digits(), steps=400)
+    return Task(dense(64, 128, 64, 10), models.multilayer, *digits(), steps=400)
 
 
 def digits_gru() -> Task:
@@ -144,8 +125,7 @@ def digits_gru() -> Task:
 
 def digits_transformer() -> Task:
     """That of benchmarks.low_memory."""
-    problem = low_memory.digit_rows()
-    return Task(problem.initial, problem.logits, *digits(), steps=400)
+    return Task(models.row_reader, models.read_rows, *digits(), steps=400)
 
 
 @functools.cache
@@ -160,14 +140,14 @@ def mnist_mlp(folder: Path | None) -> Task:
     """784-1024-256-10."""
     made = dense(784, 1024, 256, 10)
     data = mnist_split(folder)
-    return Task(made, multilayer, *data, steps=400, at_once=False)
+    return Task(made, models.multilayer, *data, steps=400, at_once=False)
 
 
 def mnist_cnn(folder: Path | None) -> Task:
     """Two strided convolutions and two dense layers."""
 
     def initial(key: jax.Array) -> dict[str, jax.Array]:
-        return weights(
+        return models.weights(
             key, a=(5, 5, 1, 8), b=(3, 3, 8, 16), c=(784, 64), d=(64, 10),
             a_bias=(8,), b_bias=(16,), c_bias=(64,), d_bias=(10,),
         )  # fmt: skip
@@ -187,7 +167,7 @@ def mnist_cnn(folder: Path | None) -> Task:
 
 def characters() -> Task:
     """A transformer of one layer, width 64, that reads 32 characters."""
-    width, heads, length = 64, 4, 32
+    width, length = 64, 32
     paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     texts = [path.read_bytes() for path in paths]
     pieces = []
@@ -202,28 +182,17 @@ def characters() -> Task:
         for x, n in zip(pieces, (40_000, 500, 1000), strict=True)
     ]
     data = [(jnp.asarray(x[:, :-1]), jnp.asarray(x[:, 1:])) for x in chosen]
-    head = (width, heads, width // heads)
 
     def initial(key: jax.Array) -> dict[str, jax.Array]:
-        made = weights(
-            key, embed=(128, width), position=(length, width), query=head, key=head,
-            value=head, join=(heads, width // heads, width), up=(width, 4 * width),
-            down=(4 * width, width), out=(width, 128),
-        )  # fmt: skip
+        shapes = {"embed": (128, width), "position": (length, width)}
+        shapes |= models.attention_shapes(width)
+        made = models.weights(key, **shapes, out=(width, 128))
         return made | {name: made[name] * 2 for name in ("embed", "position")}
 
     def outputs(p: Any, codes: jax.Array) -> jax.Array:
         x = p["embed"][codes] + p["position"]
-        y = jax.nn.standardize(x, epsilon=1e-5)
-        q, k, v = (
-            jnp.einsum("bte,ehd->bthd", y, p[name])
-            for name in ("query", "key", "value")
-        )
-        seen = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        x += jnp.einsum("bthd,hde->bte", seen, p["join"])
-        y = jax.nn.standardize(x, epsilon=1e-5)
-        x += jax.nn.gelu(y @ p["up"]) @ p["down"]
-        return jax.nn.standardize(x, epsilon=1e-5) @ p["out"]
+        x = models.attention_layer(p, x, causal=True)
+        return models.standardised(x) @ p["out"]
 
     return Task(initial, outputs, *data, steps=300, batch=16, at_once=False)
 
@@ -237,7 +206,7 @@ def unequal() -> Task:
     scales = 10 ** draw.uniform(-1.5, 1.5, 32)
     arrays = ((x * scales).astype(np.float32), y.astype(np.float32)[:, None])
     data = split(arrays, 20_000, 1000, 1000)
-    return Task(dense(32, 300, 1), multilayer, *data, steps=1500, batch=64)
+    return Task(dense(32, 300, 1), models.multilayer, *data, steps=1500, batch=64)
 
 
 def sparse() -> Task:
@@ -279,7 +248,7 @@ def recall() -> Task:
 def autoencoder() -> Task:
     """64-128-16-128-64, of the digits' pixels."""
     data = [(images, images) for images, _ in digits()]
-    return Task(dense(64, 128, 16, 128, 64), multilayer, *data, steps=400)
+    return Task(dense(64, 128, 16, 128, 64), models.multilayer, *data, steps=400)
 
 
 def spiking() -> Task:
@@ -309,7 +278,7 @@ def spiking() -> Task:
         return slow @ p["out"] + p["out_bias"]
 
     def initial(key: jax.Array) -> dict[str, jax.Array]:
-        made = weights(
+        made = models.weights(
             key, again=(width, width), out=(width, groups), out_bias=(groups,),
             **{"in": (channels, width)},
         )  # fmt: skip
@@ -341,7 +310,7 @@ def authors() -> Task:
     ]
 
     def initial(key: jax.Array) -> dict[str, jax.Array]:
-        return weights(
+        return models.weights(
             key, embed=(128, 16), window=(5, 16, 64), bias=(64,), out=(64, 8),
             out_bias=(8,),
         )  # fmt: skip
@@ -360,7 +329,7 @@ def mnist_wide(folder: Path | None) -> Task:
     """784-2048-2048-10."""
     made = dense(784, 2048, 2048, 10)
     data = mnist_split(folder)
-    return Task(made, multilayer, *data, steps=200, at_once=False)
+    return Task(made, models.multilayer, *data, steps=200, at_once=False)
 
 
 def tasks(folder: Path | None) -> dict[str, Callable[[], Task]]:

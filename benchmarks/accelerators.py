@@ -390,7 +390,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Compiles all programs, prints tables, writes the counts and a picture."""
-    parser = report.parser("accelerators", __doc__, "about 10 minutes", "few chips")
+    parser = report.parser(
+        "benchmarks.accelerators", __doc__, "about 10 minutes", "few chips"
+    )
     options = parser.parse_args(arguments)
     try:
         versions = chips.versions()
@@ -402,14 +404,12 @@ def main(arguments: list[str] | None = None) -> None:
         for name, x in chips.CHIPS.items()
     }
     results = {"versions": versions, "chips": peaks, "rows": rows}
-    print(summary(results))
+    print(", ".join(f"{name} {number}" for name, number in versions.items()))
     chips.prepare()
     logging.disable(logging.WARNING)
     with chips.quiet():
-        environment = report.describe()
-    print(", ".join(f"{name} {number}" for name, number in versions.items()))
-    print(environment)
-    print(f"written: {report.write(options.out, 'accelerators', results)}")
+        report.environment()  # which starts JAX
+    report.finish(options, summary(results), results)
     draw(rows, options.out / "accelerators.png")
 
 

@@ -666,7 +666,7 @@ def draw_range(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs what is not in the result yet, and prints the tables."""
     quick = "one seed, a tenth of the steps, the first settings at loss × 1"
-    parser = report.parser("choosing", __doc__, "two hours", quick)
+    parser = report.parser("benchmarks.choosing", __doc__, "two hours", quick)
     mnist.add_option(parser)
     options = parser.parse_args(arguments)
     seeds, part = (1, 10) if options.quick else (SEEDS, 1)
@@ -697,10 +697,9 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(key | runner(task)(setting, scale, seeds))
             # A stop while it is written loses nothing.
             with tempfile.TemporaryDirectory(dir=options.out) as folder:
-                report.write(Path(folder), "choosing", rows).replace(path)
-    print(summary(rows))
-    print(report.describe())
-    print(f"written: {path}")
+                new = Path(folder) / path.name
+                report.write(new, options.module, rows).replace(path)
+    report.finish(options, summary(rows), rows, name)
     draw_lost(rows, options.out / f"{name}_lost.png")
     draw_range(rows, options.out / f"{name}_range.png")
 

@@ -6,7 +6,6 @@ pixels. Exits with an error if Adadelta misses 95 % test accuracy.
 """
 
 import functools
-import itertools
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import adadelta_tx
+from benchmarks import _models as models
 from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 
@@ -63,28 +63,15 @@ def digits() -> list[np.ndarray]:
     return [np.asarray(part) for part in split]
 
 
-def initial_parameters(key: jax.Array) -> list[dict[str, jax.Array]]:
+def initial_parameters(key: jax.Array) -> models.Layers:
     """A multilayer perceptron's weights (He) and biases (zero)."""
-    init = jax.nn.initializers.he_normal()
     keys = jax.random.split(key, len(LAYERS) - 1)
-    shapes = itertools.pairwise(LAYERS)
-    return [
-        {"w": init(k, shape), "b": jnp.zeros(shape[1])}
-        for k, shape in zip(keys, shapes, strict=True)
-    ]
-
-
-def logits(params: Any, images: jax.Array) -> jax.Array:
-    """Class scores, of shape ``(..., 10)``."""
-    *hidden, last = params
-    for layer in hidden:
-        images = jax.nn.relu(images @ layer["w"] + layer["b"])
-    return images @ last["w"] + last["b"]
+    return models.dense(keys, LAYERS, jax.nn.initializers.he_normal())
 
 
 def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy, in nats."""
-    return report.cross_entropy(logits(params, images), labels)
+    return models.cross_entropy(models.multilayer(params, images), labels)
 
 
 def train(tx: optax.GradientTransformation, epochs: int, progress: Any) -> Run:
@@ -127,7 +114,8 @@ def train(tx: optax.GradientTransformation, epochs: int, progress: Any) -> Run:
         losses.append(float(value))
         rates.append(median_rates(state))
         progress.update()
-    accuracy = jnp.mean(logits(params, test_images).argmax(-1) == test_labels)
+    found = models.multilayer(params, test_images)
+    accuracy = jnp.mean(found.argmax(-1) == test_labels)
     return Run(
         accuracy=float(accuracy),
         seconds=seconds,
@@ -210,7 +198,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the demonstration."""
-    parser = report.parser("demo", __doc__, "half a minute")
+    parser = report.parser("benchmarks.demo", __doc__, "half a minute")
     parser.add_argument("--epochs", type=int, default=40, help="of each optimizer")
     options = parser.parse_args(arguments)
 
@@ -222,10 +210,8 @@ def main(arguments: list[str] | None = None) -> None:
             runs[name] = train(tx, options.epochs, progress)
 
     results = {name: run._asdict() for name, run in runs.items()}
-    print(summary(results))
     print("temporary bytes: of the optimizer's step, parameters and state donated")
-    print(report.describe())
-    print(f"written: {report.write(options.out, 'demo', results)}")
+    report.finish(options, summary(results), results)
     draw(results, options.out / "demo.png")
     if runs[OURS].accuracy < REQUIRED_ACCURACY:
         sys.exit(

@@ -333,7 +333,7 @@ def summary(results: dict[str, Table]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the experiments, prints the tables, writes the result."""
-    parser = report.parser("faq", __doc__, "half a minute")
+    parser = report.parser("benchmarks.faq", __doc__, "half a minute")
     options = parser.parse_args(arguments)
     results = {}
     with tqdm(QUESTIONS.items(), unit="question", disable=None) as progress:
@@ -341,9 +341,7 @@ def main(arguments: list[str] | None = None) -> None:
             progress.set_description(name)
             with jax.enable_x64(True):
                 results[name] = answer()
-    print(summary(results))
-    print(report.describe())
-    print(f"written: {report.write(options.out, 'faq', results)}")
+    report.finish(options, summary(results), results)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ those of the initial weights; the batches are the same for all.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from tqdm import tqdm
 import adadelta_tx
 from adadelta_tx._core import rounding
 from benchmarks import _mnist as mnist
+from benchmarks import _models as models
 from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 from benchmarks import demo
@@ -48,7 +48,7 @@ class Problem(NamedTuple):
 
     def loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         """Mean cross-entropy, in nats."""
-        return report.cross_entropy(self.logits(params, images), labels)
+        return models.cross_entropy(self.logits(params, images), labels)
 
 
 def train(
@@ -114,46 +114,6 @@ def train(
         }
         for i, scale in enumerate(scales)
     ]
-
-
-def digit_rows() -> Problem:
-    """scikit-learn's digits as sequences of 8 rows, and a transformer for them."""
-    width, heads = 32, 4
-    shapes = {
-        "embed": (8, width),
-        "position": (8, width),
-        "query": (width, heads, width // heads),
-        "key": (width, heads, width // heads),
-        "value": (width, heads, width // heads),
-        "join": (heads, width // heads, width),
-        "up": (width, 4 * width),
-        "down": (4 * width, width),
-        "out": (width, 10),
-    }
-
-    def initial(key: jax.Array) -> dict[str, jax.Array]:
-        keys = jax.random.split(key, len(shapes))
-        return {
-            name: jax.random.normal(k, shape) / math.prod(shape[:-1]) ** 0.5
-            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
-        }
-
-    def normal(x: jax.Array) -> jax.Array:
-        return jax.nn.standardize(x, epsilon=1e-5)
-
-    def logits(p: Any, images: jax.Array) -> jax.Array:
-        x = images.reshape(-1, 8, 8) @ p["embed"] + p["position"]
-        q, k, v = (
-            jnp.einsum("bte,ehd->bthd", normal(x), p[name])
-            for name in ("query", "key", "value")
-        )
-        x += jnp.einsum(
-            "bthd,hde->bte", jax.nn.dot_product_attention(q, k, v), p["join"]
-        )
-        x += jax.nn.gelu(normal(x) @ p["up"]) @ p["down"]
-        return normal(x).mean(1) @ p["out"]
-
-    return Problem(initial, logits, digits())
 
 
 def digits() -> mnist.Data:
@@ -317,7 +277,10 @@ def draw(problems: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs all cases, prints the tables and writes the result and a picture."""
     parser = report.parser(
-        "low_memory", __doc__, "about half an hour", "one epoch, ρ = 0.95 only"
+        "benchmarks.low_memory",
+        __doc__,
+        "about half an hour",
+        "one epoch, ρ = 0.95 only",
     )
     mnist.add_option(parser)
     parser.add_argument("--seeds", type=int, default=5, help="runs of each case")
@@ -341,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
         data = mnist.load(options.data)
         problems = {
             "mnist": Problem(mnist.initial_parameters, mnist.logits, data),
-            "digits": digit_rows(),
+            "digits": Problem(models.row_reader, models.read_rows, digits()),
         }
         for name, problem in problems.items():
             its_epochs = epochs if name == "mnist" else 10 * epochs
@@ -364,10 +327,8 @@ def main(arguments: list[str] | None = None) -> None:
     results["costs"] = costs(options.size, 3 if options.quick else 15)
     results["means"] = code_means(1 << (12 if options.quick else 20))
     worst = max(abs(x) for row in results["means"] for x in list(row.values())[1:])
-    print(summary(results))
     print(f"codes: their means are at most {worst:.1f} standard errors off")
-    print(report.describe())
-    print(f"written: {report.write(options.out, 'low_memory', results)}")
+    report.finish(options, summary(results), results)
     if not options.costs:
         draw({k: results[k] for k in PROBLEMS}, options.out / "low_memory.png")
 

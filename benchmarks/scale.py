@@ -165,7 +165,7 @@ def memory(kinds: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all cases, prints the tables and writes the result and a picture."""
-    parser = report.parser("scale", __doc__, "15 seconds")
+    parser = report.parser("benchmarks.scale", __doc__, "15 seconds")
     parser.add_argument(
         "--parameters", type=int, default=4_000_000, help="on each device"
     )
@@ -193,9 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, parameter, gradient, dtype in KINDS
         ],
     }
-    print(summary(results))
-    print(report.describe())
-    print(f"written: {report.write(options.out, 'scale', results)}")
+    report.finish(options, summary(results), results)
     draw(results["measured"], options.out / "scale.png")
 
 

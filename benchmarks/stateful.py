@@ -119,7 +119,7 @@ def summary(results: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Runs both comparisons, prints the tables and writes the result."""
     parser = report.parser(
-        "stateful", __doc__, "half a minute", "few rounds and epochs"
+        "benchmarks.stateful", __doc__, "half a minute", "few rounds and epochs"
     )
     parser.add_argument("--variables", type=int, default=40, help="of 64 x 64")
     parser.add_argument("--rounds", type=int, default=100, help="of two updates")
@@ -138,10 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
         },
     }
     print(f"{options.variables} variables, {2 * options.rounds} eager updates of each")
-    print(summary(results))
-    print(report.describe())
     print(f"brainpy {results['brainpy']}")
-    print(f"written: {report.write(options.out, 'stateful', results)}")
+    report.finish(options, summary(results), results)
 
 
 if __name__ == "__main__":

@@ -426,7 +426,9 @@ def draw_allocation(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurements, prints tables, writes the result and pictures."""
-    parser = report.parser("step", __doc__, "about 12 minutes", "few sizes and rounds")
+    parser = report.parser(
+        "benchmarks.step", __doc__, "about 12 minutes", "few sizes and rounds"
+    )
     parser.add_argument(
         "--implementations",
         nargs="+",
@@ -468,11 +470,9 @@ def main(arguments: list[str] | None = None) -> None:
             "steps": [in_milliseconds(row) for row in rows],
             "allocation": allocation(allocated, most, progress),
         }
-    print(summary(results))
     print(", ".join(f"{name} {number}" for name, number in libraries.items()))
-    print(report.describe())
-    more = {**libraries, "note": "Parameters and state are donated, gradients are not."}
-    print(f"written: {report.write(options.out, 'step', results, **more)}")
+    note = "Parameters and state are donated, gradients are not."
+    report.finish(options, summary(results), results, **libraries, note=note)
     draw(results["steps"], options.out / "step.png")
     draw_allocation(results["allocation"], options.out / "step_allocation.png")
 

@@ -10,7 +10,6 @@ All is measured without and with XLA's option for several results in one loop
 after the other. "Times as fast as optax" compares with optax without the option.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import optax
 from tqdm import tqdm
 
 import adadelta_tx
+from benchmarks import _models as models
 from benchmarks import _pictures as pictures
 from benchmarks import _report as report
 
@@ -43,79 +43,67 @@ class Model(NamedTuple):
     """What is trained."""
 
     description: str
-    shapes: dict[str, tuple[int, ...]]
-    loss: Callable[[Any, Any], jax.Array]
-    batch: dict[str, np.ndarray]
+    initial: Callable[[jax.Array], Any]
+    """Parameters from a key."""
+    scores: Callable[[Any, Any], jax.Array]
+    """Of parameters and inputs."""
+    batch: tuple[np.ndarray, np.ndarray]
+    """Inputs and labels."""
+
+    def loss(self, params: Any, batch: Any) -> jax.Array:
+        """Mean cross-entropy, in nats."""
+        inputs, labels = batch
+        return models.cross_entropy(self.scores(params, inputs), labels)
 
 
 def mlp(width: int, batch: int) -> Model:
     """Two hidden layers on images of 28 x 28."""
-    shapes = {
-        "w1": (784, width),
-        "b1": (width,),
-        "w2": (width, width),
-        "b2": (width,),
-        "w3": (width, 10),
-        "b3": (10,),
-    }
-
-    def loss(p: Any, batch: Any) -> jax.Array:
-        x = jax.nn.relu(batch["images"] @ p["w1"] + p["b1"])
-        x = jax.nn.relu(x @ p["w2"] + p["b2"])
-        return report.cross_entropy(x @ p["w3"] + p["b3"], batch["labels"])
-
+    sizes = (784, width, width, 10)
     rng = np.random.default_rng(0)
     images = rng.random((batch, 784), np.float32)
     labels = rng.integers(10, size=batch)
-    description = f"784-{width}-{width}-10, {batch} images"
-    return Model(description, shapes, loss, {"images": images, "labels": labels})
+    return Model(
+        f"784-{width}-{width}-10, {batch} images",
+        lambda key: models.dense(jax.random.split(key, 3), sizes),
+        models.multilayer,
+        (images, labels),
+    )
 
 
 def embedding(words: int, width: int, batch: int) -> Model:
     """The mean of 8 words' vectors tells the next one of 1000 classes."""
-    shapes = {"table": (words, width), "out": (width, 1000)}
-
-    def loss(p: Any, batch: Any) -> jax.Array:
-        return report.cross_entropy(
-            p["table"][batch["words"]].mean(1) @ p["out"], batch["labels"]
-        )
-
     rng = np.random.default_rng(0)
     found = rng.integers(words, size=(batch, 8))
     labels = rng.integers(1000, size=batch)
-    description = f"{words:,} × {width}, {batch} examples of 8 words"
-    return Model(description, shapes, loss, {"words": found, "labels": labels})
+    return Model(
+        f"{words:,} × {width}, {batch} examples of 8 words",
+        lambda key: models.weights(key, table=(words, width), out=(width, 1000)),
+        lambda p, words: p["table"][words].mean(1) @ p["out"],
+        (found, labels),
+    )
 
 
 def transformer(layers: int, width: int, length: int, batch: int) -> Model:
     """A causal language model of 1000 words, its layers one after the other."""
-    heads, words = 4, 1000
-    shapes = {"embed": (words, width), "position": (length, width)}
-    for i in range(layers):
-        shapes |= {
-            f"qkv{i}": (width, 3, heads, width // heads),
-            f"join{i}": (width, width),
-            f"up{i}": (width, 4 * width),
-            f"down{i}": (4 * width, width),
+    words = 1000
+
+    def initial(key: jax.Array) -> Any:
+        first, *keys = jax.random.split(key, layers + 1)
+        shapes = models.attention_shapes(width)
+        return {
+            **models.weights(first, embed=(words, width), position=(length, width)),
+            "layers": [models.weights(key, **shapes) for key in keys],
         }
 
-    def normal(x: jax.Array) -> jax.Array:
-        return jax.nn.standardize(x, epsilon=1e-5)
+    def scores(p: Any, words: jax.Array) -> jax.Array:
+        x = p["embed"][words] + p["position"]
+        for layer in p["layers"]:
+            x = models.attention_layer(layer, x, causal=True)
+        return models.standardised(x) @ p["embed"].T
 
-    def loss(p: Any, batch: Any) -> jax.Array:
-        x = p["embed"][batch["words"]] + p["position"]
-        for i in range(layers):
-            q, k, v = jnp.einsum("bte,eahd->abthd", normal(x), p[f"qkv{i}"])
-            seen = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-            x += seen.reshape(x.shape) @ p[f"join{i}"]
-            x += jax.nn.gelu(normal(x) @ p[f"up{i}"]) @ p[f"down{i}"]
-        return report.cross_entropy(normal(x) @ p["embed"].T, batch["next"])
-
-    rng = np.random.default_rng(0)
-    text = rng.integers(words, size=(batch, length + 1))
+    text = np.random.default_rng(0).integers(words, size=(batch, length + 1))
     description = f"{layers} layers of {width}, {batch} × {length} words"
-    batches = {"words": text[:, :-1], "next": text[:, 1:]}
-    return Model(description, shapes, loss, batches)
+    return Model(description, initial, scores, (text[:, :-1], text[:, 1:]))
 
 
 MODELS = {
@@ -141,14 +129,14 @@ def training_step(
 
 
 def measure(
-    names: Iterable[str], models: Iterable[str], small: bool, rounds: int
+    names: Iterable[str], chosen: Iterable[str], small: bool, rounds: int
 ) -> list[dict[str, Any]]:
     """One row a model and optimizer; ``seconds`` of each step."""
-    chosen = SMALL if small else MODELS
+    found = SMALL if small else MODELS
     return [
         {"model": model, **row}
-        for model in models
-        for row in measure_one(names, chosen[model], rounds)
+        for model in chosen
+        for row in measure_one(names, found[model], rounds)
     ]
 
 
@@ -156,11 +144,7 @@ def measure_one(
     names: Iterable[str], model: Model, rounds: int
 ) -> list[dict[str, Any]]:
     """One row an optimizer."""
-    rng = np.random.default_rng(0)
-    params = {
-        name: jnp.asarray(rng.standard_normal(shape, np.float32) / shape[0] ** 0.5)
-        for name, shape in model.shapes.items()
-    }
+    params = model.initial(jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, model.batch)
     made = {}
     for name in names:
@@ -177,7 +161,7 @@ def measure_one(
     return [
         {
             "description": model.description,
-            "parameters": sum(math.prod(shape) for shape in model.shapes.values()),
+            "parameters": sum(x.size for x in jax.tree.leaves(params)),
             "optimizer": name,
             "seconds": seconds[name],
             "total_bytes": timed.total_bytes,
@@ -230,14 +214,14 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws bars: the time of a step without and with the option, a panel a model."""
-    models = by_model(rows)
-    names = [*next(iter(models.values()))]
+    found = by_model(rows)
+    names = [*next(iter(found.values()))]
     figure = pictures.figure(
-        1.2 + 0.45 * len(names) * len(models),
+        1.2 + 0.45 * len(names) * len(found),
         "Time of a whole training step, on a CPU",
     )
-    panels = figure.subplots(len(models), 1, squeeze=False)[:, 0]
-    for axes, (model, cells) in zip(panels, models.items(), strict=True):
+    panels = figure.subplots(len(found), 1, squeeze=False)[:, 0]
+    for axes, (model, cells) in zip(panels, found.items(), strict=True):
         for i, (name, both) in enumerate(cells.items()):
             ours = name.startswith(OURS)
             for option, row in enumerate(both):
@@ -279,31 +263,31 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurements, prints a table, writes the result and a picture."""
-    parser = report.parser("training", __doc__, "6 minutes", "5 rounds, no transformer")
+    parser = report.parser(
+        "benchmarks.training", __doc__, "6 minutes", "5 rounds, no transformer"
+    )
     parser.add_argument(
         "--rounds", type=int, default=6, help="of two timed steps, in each process"
     )
     parser.add_argument("--small", action="store_true", help="small models, for a test")
     options = parser.parse_args(arguments)
-    rounds, models, pairs = options.rounds, [*MODELS], 5
+    rounds, chosen, pairs = options.rounds, [*MODELS], 5
     if options.quick:
-        rounds, models, pairs = 5, ["MLP", "embedding"], 1
+        rounds, chosen, pairs = 5, ["MLP", "embedding"], 1
 
     with tqdm(total=2 * pairs, unit="process", disable=None) as progress:
         found = report.without_and_with(
             measure,
             [*OPTIMIZERS],
-            models,
+            chosen,
             options.small,
             rounds,
             pairs=pairs,
             progress=progress,
         )
     rows = [report.in_milliseconds(row) for row in found]
-    print(summary(rows))
-    print(report.describe())
     note = "Parameters and state are donated."
-    print(f"written: {report.write(options.out, 'training', rows, note=note)}")
+    report.finish(options, summary(rows), rows, note=note)
     draw(rows, options.out / "training.png")
 
 

@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # for benchmarks, which is not installed
+sys.path.insert(0, str(ROOT))  # for benchmarks and tests, which are not installed
 
 import adadelta_tx  # noqa: E402
 
@@ -65,8 +65,8 @@ def write_tables(folder: Path) -> None:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         document = json.loads(path.read_text())
         results = document.pop("results")
-        benchmark = importlib.import_module(f"benchmarks.{path.stem}")
         command, note = document.pop("command"), document.pop("note", "")
+        benchmark = importlib.import_module(command.split()[2])
         machine = f"{document.pop('machine')} ({document.pop('device')})"
         versions = ", ".join(f"{name} {number}" for name, number in document.items())
         origin = f"Measured by `{command}` on {machine} with {versions}. {note}"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import adadelta_tx
-from benchmarks import _tasks, choosing
+from benchmarks import _models, _tasks, choosing
 
 
 @pytest.mark.parametrize("grad_eps", [None, 1e-12, 0.0])
@@ -65,7 +65,7 @@ def tiny(labels):
     wanted = (x[:, 0] > 0).astype(np.int32) if labels else x[:, :1]
     layers = _tasks.dense(2, 2 if labels else 1)
     data = _tasks.split((x, wanted), 50, 20, 20)
-    return _tasks.Task(layers, _tasks.multilayer, *data, steps=200, batch=8)
+    return _tasks.Task(layers, _models.multilayer, *data, steps=200, batch=8)
 
 
 @pytest.mark.slow

@@ -22,15 +22,14 @@ from benchmarks import (
     _mnist,
     choosing,
     demo,
-    faults,
     low_memory,
     scale,
     step,
     training,
     zeiler2012,
-    zeiler2012_choices,
 )
 from benchmarks import _report as report
+from tests.files import faults
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,16 +102,19 @@ def test_pages_have_all_results():
 
 
 COMMANDS = [
-    module.name
-    for module in pkgutil.iter_modules(benchmarks.__path__)
-    if not module.name.startswith("_")
+    "tests.files.faults",
+    *(
+        f"benchmarks.{module.name}"
+        for module in pkgutil.iter_modules(benchmarks.__path__)
+        if not module.name.startswith("_")
+    ),
 ]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_benchmark(command, capsys):
     """It says what is done and how long it takes, and each option's default."""
-    module = importlib.import_module(f"benchmarks.{command}")
+    module = importlib.import_module(command)
     with pytest.raises(SystemExit, match=r"^0$"):
         module.main(["--help"])
     text = capsys.readouterr().out
@@ -121,7 +123,7 @@ def test_help_of_a_benchmark(command, capsys):
     assert re.search(r"--out OUT .*\(default: results\)", text, re.DOTALL)
     for options in re.split(r"^  -", text, flags=re.MULTILINE)[2:]:
         assert (
-            re.match(r"-(quick|data|small|costs)\b", options) or "(default:" in options
+            re.match(r"-(quick|data|small|costs|choices)\b", options) or "(default:" in options
         )
 
 
@@ -238,7 +240,7 @@ def test_training_benchmark_has_a_transformer():
 
 
 @pytest.mark.slow
-def test_faults_benchmark(tmp_path, capsys):
+def test_faults_as_a_command(tmp_path, capsys):
     few = ["--kills", "1", "--damaged", "8", "--stops", "2", "--loads", "1"]
     faults.main([*few, "--out", str(tmp_path)])
     results = json.loads((tmp_path / "faults.json").read_text())["results"]
@@ -310,19 +312,19 @@ def test_zeiler2012_benchmark(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_zeiler2012_choices_benchmark(tmp_path, capsys, monkeypatch):
+def test_zeiler2012_choices(tmp_path, capsys, monkeypatch):
     write_mnist(tmp_path, ".gz")
     weights, images = zeiler2012.CHOSEN
     for name, chosen in (("INITIALISERS", weights), ("SCALINGS", images)):
         there = getattr(zeiler2012, name)
         monkeypatch.setattr(zeiler2012, name, {chosen: there[chosen]})
-    folder = str(tmp_path)
-    zeiler2012_choices.main(["--epochs", "1", "--data", folder, "--out", folder])
-    file = tmp_path / "zeiler2012_choices.json"
-    (row,) = json.loads(file.read_text())["results"]
+    few = ["--quick", "--choices", "--data", str(tmp_path)]
+    zeiler2012.main([*few, "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "zeiler2012_choices.json").read_text())["results"]
+    (row,) = results["choices"]
     assert (row["weights"], row["images"]) == zeiler2012.CHOSEN
     assert len(row["cells"]) == 12
-    assert zeiler2012_choices.summary([row]) in capsys.readouterr().out
+    assert zeiler2012.summary(results) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", zeiler2012.METHODS)

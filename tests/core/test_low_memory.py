@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import adadelta_tx
 from adadelta_tx._core import accumulators, rounding
-from benchmarks import demo, low_memory
+from benchmarks import _models, demo, low_memory
 from benchmarks._report import step_of
 from tests import textbook
 
@@ -641,8 +641,8 @@ def test_gradients_through_random_rounding():
 @pytest.mark.parametrize("rho", [0.9, 0.95, 0.99, 0.999])
 def test_trains_digits_as_float32_does(rho):
     """Up to what other seeds change; benchmarks.low_memory measures it."""
-    data = low_memory.digit_rows().data
-    problem = low_memory.Problem(demo.initial_parameters, demo.logits, data)
+    network = demo.initial_parameters, _models.multilayer
+    problem = low_memory.Problem(*network, low_memory.digits())
     runs = train_all(problem, rho)
     for kind, within in (("bfloat16", 0.1), ("uint8", 0.2)):
         for got, want in zip(runs[kind], runs["float32"], strict=True):

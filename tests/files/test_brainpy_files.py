@@ -20,8 +20,8 @@ import pytest
 import scipy.io
 
 from adadelta_tx import Adadelta, CheckpointError, Variable
-from benchmarks import faults
 from tests import textbook
+from tests.files import faults
 from tests.files.helpers import DATA, ONE_EACH, refused, train
 
 pytestmark = pytest.mark.usefixtures("_at_rest")

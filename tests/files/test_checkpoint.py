@@ -30,7 +30,7 @@ import scipy.io
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adadelta_tx import Adadelta, CheckpointError, TrainVar, Variable
-from benchmarks import faults
+from tests.files import faults
 from tests.files.helpers import (
     ONE_EACH,
     SHAPES,

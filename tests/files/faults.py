@@ -518,7 +518,7 @@ def summary(results: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs all faults, prints the table and writes it."""
-    parser = report.parser("faults", __doc__, "about 6 minutes")
+    parser = report.parser("tests.files.faults", __doc__, "about 6 minutes")
     parser.add_argument("--kills", type=int, default=60, help="for each format")
     parser.add_argument("--damaged", type=int, default=5_600, help="for each format")
     parser.add_argument("--stops", type=int, default=100, help="by a full disk, each")
@@ -533,9 +533,7 @@ def main(arguments: list[str] | None = None) -> None:
         }
         for form in FORMATS
     }
-    print(summary(results))
-    print(report.describe())
-    print(f"written: {report.write(options.out, 'faults', results)}")
+    report.finish(options, summary(results), results)
 
 
 if __name__ == "__main__":
