@@ -123,7 +123,8 @@ def test_help_of_a_benchmark(command, capsys):
     assert re.search(r"--out OUT .*\(default: results\)", text, re.DOTALL)
     for options in re.split(r"^  -", text, flags=re.MULTILINE)[2:]:
         assert (
-            re.match(r"-(quick|data|small|costs|choices)\b", options) or "(default:" in options
+            re.match(r"-(quick|data|small|costs|choices)\b", options)
+            or "(default:" in options
         )
 
 

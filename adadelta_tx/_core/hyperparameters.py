@@ -23,6 +23,7 @@ NUMBERS = {
     "weight_decay": UP_TO_1,
 }
 """Those of an optimizer object; ``grad_epsilon`` may be ``None``."""
+_SCHEDULED = ("learning_rate", "weight_decay")
 _REAL = (jnp.floating, jnp.integer)
 
 Range = tuple[Callable[[float], bool], str]
@@ -57,7 +58,8 @@ def scalar(name: str, value: Any, in_range: Range) -> Any:
                 " It takes no schedule: change it with optax.inject_hyperparams or, on "
                 "an Adadelta object, by assignment."
             )
-        raise TypeError(f"{name} must be a real number, got {got}.{instead}")
+        may = " or a schedule of optax" if name in _SCHEDULED else ""
+        raise TypeError(f"{name} must be a real number{may}, got {got}.{instead}")
     rounded = ""
     if array.dtype.itemsize < 4 and isinstance(array, jax.Array):
         rounded = (

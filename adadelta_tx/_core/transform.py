@@ -1,6 +1,7 @@
 """Adadelta as optax gradient transformations: init and update over pytrees."""
 
 import functools
+import warnings
 from typing import Any
 
 import jax
@@ -216,6 +217,16 @@ def adadelta(
     warn_of_unusual(
         learning_rate, rho, eps, ("learning_rate", "eps"), "learning_rate, rho, eps"
     )
+
+    decays = isinstance(weight_decay, int | float) and weight_decay > 0
+    if decays and isinstance(grad_eps, int | float) and grad_eps == 0:
+        warnings.warn(
+            "With grad_eps=0, the scaling cancels the size of what it scales, and so "
+            "that of weight_decay. Let weights decay after it: optax.chain("
+            "scale_by_adadelta(…), optax.add_decayed_weights(…), "
+            "optax.scale_by_learning_rate(…)).",
+            stacklevel=3,  # the caller of what is decorated
+        )
 
     def update_fn(
         updates: optax.Updates,

@@ -62,8 +62,10 @@ def load_states(
         numbers = {} if told.numbers is None else _checked(told.numbers)
         if numbers and _kind(told.schedule) != _kind(optimizer.lr.name):
             numbers["lr"] = had["lr"]
-            kept = f"lr stays {optimizer.lr!r}; the file's was a {told.schedule}."
-            warnings.append(kept)
+            warnings.append(
+                f"lr stays {optimizer.lr!r}; in the file it was a {told.schedule}, "
+                "whose code no file has. To go on with it, make the optimizer with it."
+            )
         changed = {key: x for key, x in numbers.items() if x != had[key]}
         for key in changed:
             now, before = (
@@ -140,7 +142,7 @@ def match(
     owners = {_of(place) for place in places.values()}
     looks = {names[place] for place in places.values()}
     left = [x for x in names if _of(x) not in owners and names[x] not in looks]
-    if left:
+    if left and not others:  # who loads more has said what
         how = "load_states(filename, variables=…) loads more."
         warnings.append(f"has more than {name}: {_some(left)}. {how}")
     return places, warnings
@@ -178,6 +180,11 @@ def _check_complete(
         kinds = ["uint8" if "codes_count" in x else "floats" for x in (own, theirs)]
         differ = " This optimizer has accumulators in {}, and the file has them in {}."
         differ = differ.format(*kinds) if kinds[0] != kinds[1] else ""
+        if missing and {*map(_kind, missing)} <= {_kind(_key(x)) for x in more}:
+            differ = (
+                " BrainPy counts layers of one process: call bm.clear_name_cache() "
+                "before you make the network again."
+            )
         raise CheckpointError(
             f"its variables are not those of {name}: missing {_some(missing)}; unknown "
             f"{_some(more)}.{differ}"
@@ -280,8 +287,9 @@ def _new(told: Description, place: str, old: Any, batch: int | None) -> jax.Arra
             how = " It does not say the epsilon that codes belong to."
         elif batch is not None:
             how = (
-                " It is a state, as long as a batch. Save and load what has no batch: "
-                "{k: v for k, v in network.vars().items() if v.batch_axis is None}."
+                " It is a hidden state, one for each example of a batch. Save and load "
+                "the other variables: {k: v for k, v in network.vars().items() if "
+                "v.batch_axis is None}."
             )
         raise CheckpointError(
             f"{place} is {entry} in the file, and {_a(old)} here.{how}"

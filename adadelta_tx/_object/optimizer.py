@@ -150,7 +150,8 @@ class Adadelta(Node):
         if isinstance(train_vars, Mapping) and not train_vars:
             warnings.warn(
                 "train_vars is empty, so there is nothing to train. With BrainPy, make "
-                "the network in bm.training_environment(), or it has no such ones.",
+                "the network in bm.training_environment(); otherwise, it has no "
+                "trainable variables.",
                 stacklevel=3,
             )
         self._start(train_vars, name)
