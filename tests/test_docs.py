@@ -99,6 +99,13 @@ def test_all_recipes_were_found():
     assert len(RECIPES) == text.count("\n|") - 2 > 10
 
 
+def test_no_line_begins_a_list_by_accident():
+    """A line that begins with a number and a point is a list's in Markdown."""
+    for path in PAGES:
+        text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+        assert not re.findall(r"^\s*\d+[.)] .*", text, re.MULTILINE), path.name
+
+
 SETTINGS = re.findall(
     r" \| `([^|]+)`[^|`]*\|\n", (ROOT / "docs/published_settings.md").read_text()
 )

@@ -147,13 +147,14 @@ def adadelta(
         \epsilon_g}`. If it is small compared with E[g²] everywhere, steps do not depend
         on the scale of the loss. Less than 8e-25 counts as 8e-25, or as 5e-277 with
         float64 accumulators, or as 1e-16 with uint8, which suits gradients from about
-        1e-8 to 20. So 0 means the least that is safe.
-      weight_decay: A number of at least 0 or a schedule. This times the parameters
-        is added to the gradients before the scaling.
+        1e-8 to 20. So 0 stands for the smallest safe value.
+      weight_decay: λ, a number of at least 0 or a schedule. λ times the parameters
+        is added to the gradients before the scaling. With ``grad_eps=0``, that warns,
+        because the scaling cancels the size of λ.
       weight_decay_mask: A tree of booleans with the parameters' structure or a
         prefix of it, or a function that returns one for the parameters: ``True``
-        where weights decay. ``None`` means everywhere. A mask is an error if it is
-        ``False`` or if ``weight_decay`` is 0.
+        where weights decay. ``None`` means everywhere. Passing ``False``, or a mask
+        without a decay, raises an error.
       accumulator_dtype: Dtype of both running averages: uint8, bfloat16, float32 or
         float64. ``None`` takes the parameter's, but at least float32, and the real
         one for a complex parameter. bfloat16 is rounded to nearest or, for ``rho``

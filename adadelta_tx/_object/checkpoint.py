@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -180,15 +181,19 @@ def _check_complete(
         kinds = ["uint8" if "codes_count" in x else "floats" for x in (own, theirs)]
         differ = " This optimizer has accumulators in {}, and the file has them in {}."
         differ = differ.format(*kinds) if kinds[0] != kinds[1] else ""
-        if missing and {*map(_kind, missing)} <= {_kind(_key(x)) for x in more}:
+        if missing and _unnumbered(missing) <= _unnumbered(map(_key, more)):
             differ = (
-                " BrainPy counts layers of one process: call bm.clear_name_cache() "
-                "before you make the network again."
+                " BrainPy numbers layers: to start again at 0, call "
+                "bm.clear_name_cache() before you make the network."
             )
         raise CheckpointError(
             f"its variables are not those of {name}: missing {_some(missing)}; unknown "
             f"{_some(more)}.{differ}"
         )
+
+
+def _unnumbered(names: Iterable[str]) -> set[str]:
+    return {re.sub(r"\d", "", name) for name in names}
 
 
 def _of(name: str) -> str:

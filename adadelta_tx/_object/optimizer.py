@@ -302,8 +302,8 @@ class Adadelta(Node):
           file: A path, whose extension selects the format: ``.npz`` (or none), ``.h5``,
             ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``; or a binary file object, which
             gets an ``.npz`` file.
-          variables: A dict of variables or arrays to save with :meth:`vars`, which do
-            not have what is trained: ``network.train_vars()``, say.
+          variables: A dict of more variables, or arrays, to save. The trained ones are
+            not among :meth:`vars`: pass ``network.vars()`` without hidden states.
           compressed: Whether to make an ``.npz`` file smaller.
 
         Raises:

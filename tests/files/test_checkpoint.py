@@ -814,6 +814,14 @@ def test_with_the_variables_of_a_network(extension, tmp_path, caplog):
     loaded.load_states(path, network.vars())
     np.testing.assert_array_equal(network.W.value, old)
     assert not caplog.records
+    # Who loads more knows of what else was saved.
+    optimizer.save_states(path, {**network.vars(), "epochs": 5})
+    loaded.load_states(path, network.vars())
+    assert not caplog.records
+    second = bp.dnn.Dense(3, 2, mode=bm.training_mode)
+    other = Adadelta(second.train_vars().unique())
+    with refused(other, path, "call bm.clear_name_cache() before you make"):
+        other.load_states(path)
 
 
 @pytest.mark.parametrize("extension", ONE_EACH)
@@ -942,6 +950,7 @@ def test_learning_rates(case, tmp_path, caplog):
     if want == "stays":
         (record,) = caplog.records
         assert "lr stays" in record.message
+        assert "make the optimizer with it" in record.message
         assert loaded.lr.last_call.value == 2
         assert loaded.lr(0) == before
     else:
