@@ -124,3 +124,16 @@ def warn_of_unusual(
             f"another order? It is {order}. Name them: rho=0.95, {eps_name}=1e-6.",
             stacklevel=4,
         )
+
+
+def warn_of_cancelled(weight_decay: Any, grad_eps: Any) -> None:
+    """Warn of a weight decay inside a scaling that does not depend on its size."""
+    decays = isinstance(weight_decay, int | float) and weight_decay > 0
+    if decays and isinstance(grad_eps, int | float) and grad_eps == 0:
+        warnings.warn(
+            "With grad_eps=0, the scaling cancels the size of what it scales, and so "
+            "that of weight_decay. Let weights decay after it: optax.chain("
+            "scale_by_adadelta(…), optax.add_decayed_weights(…), "
+            "optax.scale_by_learning_rate(…)).",
+            stacklevel=4,
+        )

@@ -1,7 +1,6 @@
 """Adadelta as optax gradient transformations: init and update over pytrees."""
 
 import functools
-import warnings
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from adadelta_tx._core.hyperparameters import (
     POSITIVE,
     scalar,
     scalar_or_schedule,
+    warn_of_cancelled,
     warn_of_unusual,
 )
 from adadelta_tx._core.recurrence import Decayed, Hyperparameters
@@ -135,8 +135,7 @@ def adadelta(
     Args:
       learning_rate: Global factor :math:`\alpha`, a number of at least 0 or a
         schedule. The default 1 leaves the step as the recurrence defines it;
-        ``None`` means the same. (``optax.adadelta`` with ``None``, its default,
-        does not flip the sign, so its updates climb the loss.)
+        ``None`` means the same, unlike in ``optax.adadelta``.
       rho: Decay rate :math:`\rho` of both running averages, in [0, 1).
       eps: :math:`\epsilon`, above 0 and below 1e30, in the units of :math:`x^2`: its
         square root sets the size of the first steps. In float32, less than 8e-25
@@ -218,16 +217,7 @@ def adadelta(
     warn_of_unusual(
         learning_rate, rho, eps, ("learning_rate", "eps"), "learning_rate, rho, eps"
     )
-
-    decays = isinstance(weight_decay, int | float) and weight_decay > 0
-    if decays and isinstance(grad_eps, int | float) and grad_eps == 0:
-        warnings.warn(
-            "With grad_eps=0, the scaling cancels the size of what it scales, and so "
-            "that of weight_decay. Let weights decay after it: optax.chain("
-            "scale_by_adadelta(…), optax.add_decayed_weights(…), "
-            "optax.scale_by_learning_rate(…)).",
-            stacklevel=3,  # the caller of what is decorated
-        )
+    warn_of_cancelled(weight_decay, grad_eps)
 
     def update_fn(
         updates: optax.Updates,
@@ -278,7 +268,6 @@ def _scaling(
         None if grad_eps is None else scalar("grad_eps", grad_eps, BELOW_1E30),
     )
     requested = accumulators.check_requested(accumulator_dtype)
-    names = accumulators.names_for(requested)
     # Leaves of one shape are traced once. What is compiled outside of any jit belongs
     # to this transformation and goes with it; numbers that are arrays are arguments.
     if all(isinstance(x, float | None) for x in numbers):
@@ -296,10 +285,9 @@ def _scaling(
             )
 
         # Not the same arrays twice: a training loop donates both.
-        return accumulators.state_of(
-            {name: tree_map_with_path(zeros, params) for name in names},
-            count=jnp.zeros([], jnp.int32),
-        )
+        names = accumulators.names_for(requested)
+        trees_ = {name: tree_map_with_path(zeros, params) for name in names}
+        return accumulators.state_of(trees_, count=jnp.zeros([], jnp.int32))
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None

@@ -1,10 +1,10 @@
-"""Whose state a file is: an optimizer's variables by name, all of them or none."""
+"""An optimizer's state, to a file and from it: all or nothing."""
 
 import contextlib
 import logging
-import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+import os
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,12 @@ from adadelta_tx._core.hyperparameters import NUMBERS, number
 from adadelta_tx._files import (
     CheckpointError,
     Description,
-    File,
     failed,
     looked_at,
     printable,
 )
+from adadelta_tx._object.matching import match
+from adadelta_tx._object.names import Node
 from adadelta_tx._object.schedules import rate, restore_rate
 from adadelta_tx._object.variables import assign, value_of
 
@@ -30,66 +31,130 @@ _NONE = {"lr": "the schedule's", "grad_epsilon": "epsilon"}
 """Numbers that may be ``None``, and what they are then."""
 
 
-def save_states(
-    optimizer: Any, file: File, variables: Mapping[str, Any] | None, compressed: bool
-) -> None:
-    """See :meth:`adadelta_tx.Adadelta.save_states`."""
-    own, more = _own_and_more(optimizer, variables)
-    arrays = _arrays({**own, **more})
-    numbers = _checked(_numbers(optimizer))
-    header = {"name": optimizer.name, "schedule": optimizer.lr.name, "numbers": numbers}
-    _files.write(file, header, arrays, compressed)
+class Saved(Node):
+    """An optimizer whose state goes to files, and comes from them."""
 
+    def save_states(
+        self,
+        file: str | os.PathLike[str] | BinaryIO,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        compressed: bool = False,
+    ) -> None:
+        """Saves the state to a file. If that fails, an older file stays as it was.
 
-def load_states(
-    optimizer: Any, file: File, variables: Mapping[str, Any] | None, verbose: bool
-) -> None:
-    """See :meth:`adadelta_tx.Adadelta.load_states`."""
-    own, more = _own_and_more(optimizer, variables)
-    for key, variable in more.items():
-        if not hasattr(variable, "value"):
-            raise TypeError(f"variables[{key!r}] must be a variable, got {variable!r}.")
-    known = {**more, **own}
-    told = _files.read(file)
-    try:
-        old = _leaves(known)
-        others = _leaves({key: x for key, x in more.items() if key not in own})
-        batches = {k: getattr(x, "batch_axis", None) for k, x in more.items()}
-        places, warnings = match(told, optimizer.name, optimizer.lr.name, old, others)
-        new = {}
-        for leaf, place in places.items():
-            new[leaf] = _new(told, place, old[leaf], batches.get(leaf))
-        had = _numbers(optimizer)
-        numbers = {} if told.numbers is None else _checked(told.numbers)
-        if numbers and _kind(told.schedule) != _kind(optimizer.lr.name):
-            numbers["lr"] = had["lr"]
-            warnings.append(
-                f"lr stays {optimizer.lr!r}; in the file it was a {told.schedule}, "
-                "whose code no file has. To go on with it, make the optimizer with it."
-            )
-        changed = {key: x for key, x in numbers.items() if x != had[key]}
-        for key in changed:
-            now, before = (
-                _NONE[key] if x is None else x for x in (numbers[key], had[key])
-            )
-            warnings.append(f"{key} is {now}, as in the file, not {before}")
+        Args:
+          file: A path, whose extension selects the format: ``.npz`` (or none), ``.h5``,
+            ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``; or a binary file object, which
+            gets an ``.npz`` file.
+          variables: A dict of more variables, or arrays, to save. The trained ones are
+            not among :meth:`vars`: pass ``network.vars()`` without hidden states.
+          compressed: Whether to make an ``.npz`` file smaller.
+
+        Raises:
+          CheckpointError: If the format cannot hold the state, there is no such
+            format, or its package is not installed.
+          OSError: If the file cannot be written.
+          RuntimeError: If JAX traces the call.
+          TypeError: If ``variables`` is not a dict of variables or arrays by name.
+          ValueError: If two names are the same in a file, or one is the optimizer's.
+
+        Examples:
+          >>> import adadelta_tx
+          >>> import io
+          >>> w = adadelta_tx.TrainVar(1.0)
+          >>> opt, file = adadelta_tx.Adadelta({"w": w}), io.BytesIO()
+          >>> opt.save_states(file, {"w": w})
+          >>> w.value = 0.0
+          >>> _ = file.seek(0)
+          >>> opt.load_states(file, {"w": w})
+          >>> w
+          TrainVar(1., dtype=float32)
+        """
+        own, more = _own_and_more(self, variables)
+        arrays = _arrays({**own, **more})
+        _files.write(file, _header(self), arrays, compressed)
+
+    def load_states(
+        self,
+        file: str | os.PathLike[str] | BinaryIO,
+        variables: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Loads a file of :meth:`save_states`, of any optimizer's, or of BrainPy.
+
+        Accumulators and counters are those of the file then. So are rho, epsilon,
+        weight decay and learning rate, if it has them; a change is logged.
+        A file is data, whoever wrote it: nothing in it is run.
+
+        Args:
+          file: A path, whose extension selects the format, or a binary file object of
+            an ``.npz`` file, which is read from where it stands.
+          variables: A dict of more variables to load, by their names in the file.
+          verbose: Whether to log what is loaded, at level INFO.
+
+        Raises:
+          CheckpointError: If it is damaged or has other variables. Nothing has changed.
+          OSError: If it cannot be opened; FileNotFoundError if there is none.
+          TypeError: If ``variables`` is not a dict of variables.
+          ValueError: If one of them has the name of one of the optimizer's own.
+        """
+        own, more = _own_and_more(self, variables)
+        for key, variable in more.items():
+            if not hasattr(variable, "value"):
+                raise TypeError(
+                    f"variables[{key!r}] must be a variable, got {variable!r}."
+                )
+        told = _files.read(file)
         try:
-            _set(optimizer, known, new, changed)
-        except BaseException:
-            with contextlib.suppress(Exception):  # at the one that raised
-                _set(optimizer, known, old, {key: had[key] for key in changed})
-            raise
-    except Exception as error:
-        raise failed(file, "cannot be loaded", error) from error
-    for line in warnings:
-        _log.warning("%s", printable(f"{file}: {line}"))
-    if verbose:
-        loaded = {place: _a(old[leaf]) for leaf, place in places.items()}
-        loaded |= {key: str(value) for key, value in numbers.items()}
-        lines = [f"loads {name}: {what}" for name, what in loaded.items()]
-        lines += [f"leaves {name}" for name in told.variables if name not in loaded]
-        for line in lines:
-            _log.info("%s", printable(f"{file}: {line}"))
+            loaded, warnings = _load(self, told, own, more)
+        except Exception as error:
+            raise failed(file, "cannot be loaded", error) from error
+        for line in warnings:
+            _log.warning("%s", printable(f"{file}: {line}"))
+        if verbose:
+            lines = [f"loads {name}: {what}" for name, what in loaded.items()]
+            lines += [f"leaves {name}" for name in told.variables if name not in loaded]
+            for line in lines:
+                _log.info("%s", printable(f"{file}: {line}"))
+
+
+def _load(
+    optimizer: Any, told: Description, own: Mapping[str, Any], more: Mapping[str, Any]
+) -> tuple[dict[str, str], list[str]]:
+    """Loads all or nothing; what was loaded, by names in the file, and warnings."""
+    known = {**more, **own}
+    old = _leaves(known)
+    others = _leaves({key: x for key, x in more.items() if key not in own})
+    batches = {k: getattr(x, "batch_axis", None) for k, x in more.items()}
+    places, warnings = match(told, optimizer.name, optimizer.lr.name, old, others)
+    new = {}
+    for leaf, place in places.items():
+        new[leaf] = _new(told, place, old[leaf], batches.get(leaf))
+    had = _numbers(optimizer)
+    numbers = {} if told.numbers is None else _checked(told.numbers)
+    if numbers and _kind(told.schedule) != _kind(optimizer.lr.name):
+        numbers["lr"] = had["lr"]
+        warnings.append(
+            f"lr stays {optimizer.lr!r}; in the file it was a {told.schedule}, whose "
+            "code no file has. To go on with it, make the optimizer with it."
+        )
+    changed = {key: x for key, x in numbers.items() if x != had[key]}
+    for key in changed:
+        now, before = (_NONE[key] if x is None else x for x in (numbers[key], had[key]))
+        warnings.append(f"{key} is {now}, as in the file, not {before}")
+    try:
+        _set(optimizer, known, new, changed)
+    except BaseException:
+        with contextlib.suppress(Exception):  # at the one that raised
+            _set(optimizer, known, old, {key: had[key] for key in changed})
+        raise
+    loaded = {place: _a(old[leaf]) for leaf, place in places.items()}
+    return loaded | {key: str(value) for key, value in numbers.items()}, warnings
+
+
+def _kind(schedule: str | None) -> str:
+    return (schedule or "").rstrip("0123456789")
 
 
 def _set(
@@ -110,107 +175,6 @@ def _set(
             restore_rate(optimizer.lr, value)
         else:
             setattr(optimizer, key, value)
-
-
-def match(
-    file: Description,
-    name: str,
-    schedule: str,
-    leaves: Collection[str],
-    others: Collection[str] = (),
-) -> tuple[dict[str, str], list[str]]:
-    """Finds variables of ours in a file: their names there, by their names here.
-
-    An optimizer's own variables are the ``leaves`` called ``name.key``, its schedule's
-    those called ``schedule.key``. ``others`` have the same names in the file.
-    """
-    names, warnings = file.variables, []
-    own, counters = (
-        {_key(x): x for x in leaves if _of(x) == y} for y in (name, schedule)
-    )
-    owner = _owner(file, name, own)
-    _check_complete(name, own, owner, names)
-    places = {leaf: leaf for leaf in others}
-    places |= {leaf: f"{owner}.{key}" for key, leaf in own.items()}
-    for key, leaf in counters.items():
-        its = [x for x in names if _key(x) == key and file.schedule in (None, _of(x))]
-        if len(its) == 1:
-            places[leaf] = its[0]
-        elif key != "lr":  # whose value is among the numbers
-            warnings.append(f"{leaf} stays; the file has {_some(its)}.")
-    if missing := [place for place in places.values() if place not in names]:
-        raise CheckpointError(f"it lacks these variables: {_some(missing)}.")
-    owners = {_of(place) for place in places.values()}
-    looks = {names[place] for place in places.values()}
-    left = [x for x in names if _of(x) not in owners and names[x] not in looks]
-    if left and not others:  # who loads more has said what
-        how = "load_states(filename, variables=…) loads more."
-        warnings.append(f"has more than {name}: {_some(left)}. {how}")
-    return places, warnings
-
-
-def _owner(file: Description, name: str, own: Collection[str]) -> str:
-    """Under which name a file has an optimizer's own variables."""
-    if not own:
-        raise CheckpointError(
-            f"{name} has no variables yet. Give it train_vars, or call "
-            "register_train_vars, before it loads a file."
-        )
-    found = sorted({_of(x) for x in file.variables if _key(x) in own})
-    owner = file.owner or (name if name in found else next(iter(found), name))
-    if len(found) > 1 and owner != name:
-        write = "Give the optimizer the name that its variables have there."
-        if file.owner:
-            write = f"It was saved by {file.owner}: load it by that one's load_states"
-            write += "(filename, variables=…), with the other's vars()."
-        raise CheckpointError(f"it has variables of {_some(found)}. {write}")
-    return owner
-
-
-def _check_complete(
-    name: str, own: Collection[str], owner: str, names: Collection[str]
-) -> None:
-    """Checks that a file has an optimizer's own variables, and no more accumulators."""
-    theirs = {_key(x): x for x in names if _of(x) == owner}
-    missing = [key for key in own if key not in theirs]
-    kinds = ("_cache", "_delta", "_codes")
-    more = [x for x in theirs if x not in own and x.partition("[")[0].endswith(kinds)]
-    if len(missing) == len(own):
-        more = [*names]
-    if missing or more:
-        kinds = ["uint8" if "codes_count" in x else "floats" for x in (own, theirs)]
-        differ = " This optimizer has accumulators in {}, and the file has them in {}."
-        differ = differ.format(*kinds) if kinds[0] != kinds[1] else ""
-        if missing and _unnumbered(missing) <= _unnumbered(map(_key, more)):
-            differ = (
-                " BrainPy numbers layers: to start again at 0, call "
-                "bm.clear_name_cache() before you make the network."
-            )
-        raise CheckpointError(
-            f"its variables are not those of {name}: missing {_some(missing)}; unknown "
-            f"{_some(more)}.{differ}"
-        )
-
-
-def _unnumbered(names: Iterable[str]) -> set[str]:
-    return {re.sub(r"\d", "", name) for name in names}
-
-
-def _of(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def _key(name: str) -> str:
-    return name.partition(".")[2]
-
-
-def _kind(schedule: str | None) -> str:
-    return (schedule or "").rstrip("0123456789")
-
-
-def _some(names: Collection[str]) -> str:
-    shown = ", ".join(name[:100] for name in [*names][:5]) or "none"
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
 def _own_and_more(optimizer: Any, variables: Any) -> tuple[Any, Any]:
@@ -261,6 +225,12 @@ def _leaves(variables: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"Two values have the name {key!r}.")
             leaves[key] = leaf
     return leaves
+
+
+def _header(optimizer: Any) -> dict[str, Any]:
+    name, schedule = optimizer.name, optimizer.lr.name
+    numbers = _checked(_numbers(optimizer))
+    return {"name": name, "schedule": schedule, "numbers": numbers}
 
 
 def _numbers(optimizer: Any) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Adadelta as an object that updates variables, with BrainPy's interface."""
 
 import functools
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -18,9 +17,9 @@ from adadelta_tx._core.hints import for_arguments
 from adadelta_tx._core.hyperparameters import NUMBERS, number, warn_of_unusual
 from adadelta_tx._core.recurrence import Hyperparameters
 from adadelta_tx._core.transform import scale_by_adadelta
-from adadelta_tx._object import checkpoint, schedules
+from adadelta_tx._object import schedules
+from adadelta_tx._object.checkpoint import Saved
 from adadelta_tx._object.inputs import checked_grads, trainable
-from adadelta_tx._object.names import Node
 from adadelta_tx._object.step import step
 from adadelta_tx._object.variables import assign, imported, is_number, kind_of
 
@@ -53,7 +52,7 @@ def _hyperparameter(name: str) -> Any:
     return property(lambda optimizer: optimizer._own(name), put)
 
 
-class Adadelta(Node):
+class Adadelta(Saved):
     r"""The Adadelta optimizer as an object, for code in BrainPy's style.
 
     It has the arguments of ``brainpy.optimizers.Adadelta`` (2022), and replaces that or
@@ -288,71 +287,6 @@ class Adadelta(Node):
         kept = [[own[f"{key}{suffix}"] for key in keys] for suffix in suffixes]
         count = [own["codes_count"]] if "codes_count" in own else []
         return [[*keys.values()], *kept, count]
-
-    def save_states(
-        self,
-        file: str | os.PathLike[str] | BinaryIO,
-        variables: Mapping[str, Any] | None = None,
-        *,
-        compressed: bool = False,
-    ) -> None:
-        """Saves the state to a file. If that fails, an older file stays as it was.
-
-        Args:
-          file: A path, whose extension selects the format: ``.npz`` (or none), ``.h5``,
-            ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``; or a binary file object, which
-            gets an ``.npz`` file.
-          variables: A dict of more variables, or arrays, to save. The trained ones are
-            not among :meth:`vars`: pass ``network.vars()`` without hidden states.
-          compressed: Whether to make an ``.npz`` file smaller.
-
-        Raises:
-          CheckpointError: If the format cannot hold the state, there is no such
-            format, or its package is not installed.
-          OSError: If the file cannot be written.
-          RuntimeError: If JAX traces the call.
-          TypeError: If ``variables`` is not a dict of variables or arrays by name.
-          ValueError: If two names are the same in a file, or one is the optimizer's.
-
-        Examples:
-          >>> import adadelta_tx
-          >>> import io
-          >>> w = adadelta_tx.TrainVar(1.0)
-          >>> opt, file = adadelta_tx.Adadelta({"w": w}), io.BytesIO()
-          >>> opt.save_states(file, {"w": w})
-          >>> w.value = 0.0
-          >>> _ = file.seek(0)
-          >>> opt.load_states(file, {"w": w})
-          >>> w
-          TrainVar(1., dtype=float32)
-        """
-        checkpoint.save_states(self, file, variables, compressed)
-
-    def load_states(
-        self,
-        file: str | os.PathLike[str] | BinaryIO,
-        variables: Mapping[str, Any] | None = None,
-        verbose: bool = False,
-    ) -> None:
-        """Loads a file of :meth:`save_states`, of any optimizer's, or of BrainPy.
-
-        Accumulators and counters are those of the file then. So are rho, epsilon,
-        weight decay and learning rate, if it has them; a change is logged.
-        A file is data, whoever wrote it: nothing in it is run.
-
-        Args:
-          file: A path, whose extension selects the format, or a binary file object of
-            an ``.npz`` file, which is read from where it stands.
-          variables: A dict of more variables to load, by their names in the file.
-          verbose: Whether to log what is loaded, at level INFO.
-
-        Raises:
-          CheckpointError: If it is damaged or has other variables. Nothing has changed.
-          OSError: If it cannot be opened; FileNotFoundError if there is none.
-          TypeError: If ``variables`` is not a dict of variables.
-          ValueError: If one of them has the name of one of the optimizer's own.
-        """
-        checkpoint.load_states(self, file, variables, verbose)
 
     def __repr__(self) -> str:
         keys = (
