@@ -699,7 +699,9 @@ def main(arguments: list[str] | None = None) -> None:
             with tempfile.TemporaryDirectory(dir=options.out) as folder:
                 new = Path(folder) / path.name
                 report.write(new, options.module, rows).replace(path)
-    report.finish(options, summary(rows), rows, name)
+    print(summary(rows))
+    print(report.describe())
+    print(f"written: {path}")
     draw_lost(rows, options.out / f"{name}_lost.png")
     draw_range(rows, options.out / f"{name}_range.png")
 

@@ -320,6 +320,7 @@ def scaled_data() -> Table:
         "adadelta, recommended": adadelta_tx.adadelta(falling, eps=1e-5, grad_eps=0),
         "adadelta, defaults": adadelta_tx.adadelta(falling),
         "adam, 0.001": optax.adam(optax.cosine_decay_schedule(1e-3, steps)),
+        "adam, 0.03": optax.adam(optax.cosine_decay_schedule(0.03, steps)),
     }
 
     def error(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -390,7 +391,7 @@ def summary(results: dict[str, Table]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the experiments, prints the tables, writes the result."""
-    parser = report.parser("benchmarks.faq", __doc__, "half a minute")
+    parser = report.parser("benchmarks.faq", __doc__, "a minute")
     options = parser.parse_args(arguments)
     results = {}
     with tqdm(QUESTIONS.items(), unit="question", disable=None) as progress:

@@ -453,6 +453,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error("--seeds must be at least 1.")
+    if options.choices and options.seeds != parser.get_default("seeds"):
+        parser.error("--choices has one seed: leave out --seeds.")
     seeds, epochs = (1, 1) if options.quick else (options.seeds, 6)
 
     data = mnist.load(options.data)

@@ -131,6 +131,10 @@ OTHERWISE = {
 }
 
 
+def test_all_results_were_found():
+    assert len(RESULTS) == 12
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_results_are_of_the_commands_that_are_named(path):
     document = json.loads(path.read_text())

@@ -8,8 +8,8 @@ word holds both codes of an element.
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,10 @@ _STOCHASTIC_FROM = 0.98  # ρ from which bfloat16 loses more by rounding to near
 _GROWTH = 62  # 8 bits hold E[g²] up to 2^62 ε_g, with room for rounding
 _LEAST_CODED = 1e-16  # ε_g of 8 bits: so they hold RMS[g] from about 1e-8 to 20
 
+# From jax 0.12 on, jnp.bfloat16 is a callable that is no type.
+AccumulatorDType = (
+    Literal["uint8", "bfloat16", "float32", "float64"] | Callable[..., Any] | np.dtype
+)
 PyTree = Any
 Stored = tuple[jax.Array, ...]
 """E[g²] and E[Δx²] of one parameter, or the codes of both."""

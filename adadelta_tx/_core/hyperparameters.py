@@ -23,7 +23,6 @@ NUMBERS = {
     "weight_decay": UP_TO_1,
 }
 """Those of an optimizer object; ``grad_epsilon`` may be ``None``."""
-_SCHEDULED = ("learning_rate", "weight_decay")
 _REAL = (jnp.floating, jnp.integer)
 
 Range = tuple[Callable[[float], bool], str]
@@ -39,7 +38,7 @@ def number(name: str, value: Any, in_range: Range) -> Any:
     return scalar(name, value, in_range)
 
 
-def scalar(name: str, value: Any, in_range: Range) -> Any:
+def scalar(name: str, value: Any, in_range: Range, kind: str = "a real number") -> Any:
     """What :func:`number` returns, but a ``jax.Array`` as it is.
 
     So it stays a leaf of a closure that is turned into a pytree, as by
@@ -58,8 +57,7 @@ def scalar(name: str, value: Any, in_range: Range) -> Any:
                 " It takes no schedule: change it with optax.inject_hyperparams or, on "
                 "an Adadelta object, by assignment."
             )
-        may = " or a schedule of optax" if name in _SCHEDULED else ""
-        raise TypeError(f"{name} must be a real number{may}, got {got}.{instead}")
+        raise TypeError(f"{name} must be {kind}, got {got}.{instead}")
     rounded = ""
     if array.dtype.itemsize < 4 and isinstance(array, jax.Array):
         rounded = (
@@ -87,7 +85,7 @@ def scalar_or_schedule(name: str, value: Any) -> Any:
             "schedule that holds arrays in a function: lambda count: schedule(count)."
         )
     if not callable(value):
-        return scalar(name, value, AT_LEAST_0)
+        return scalar(name, value, AT_LEAST_0, "a number or a schedule")
 
     def schedule(count: ArrayLike) -> Any:
         at = f" at update {count}" if not isinstance(count, Tracer) else ""
@@ -122,18 +120,5 @@ def warn_of_unusual(
         warnings.warn(
             f"{eps_name}={eps} and rho={rho} are unusual. Were the arguments in "
             f"another order? It is {order}. Name them: rho=0.95, {eps_name}=1e-6.",
-            stacklevel=4,
-        )
-
-
-def warn_of_cancelled(weight_decay: Any, grad_eps: Any) -> None:
-    """Warn of a weight decay inside a scaling that does not depend on its size."""
-    decays = isinstance(weight_decay, int | float) and weight_decay > 0
-    if decays and isinstance(grad_eps, int | float) and grad_eps == 0:
-        warnings.warn(
-            "With grad_eps=0, the scaling cancels the size of what it scales, and so "
-            "that of weight_decay. Let weights decay after it: optax.chain("
-            "scale_by_adadelta(…), optax.add_decayed_weights(…), "
-            "optax.scale_by_learning_rate(…)).",
             stacklevel=4,
         )

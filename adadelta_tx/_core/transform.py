@@ -19,7 +19,6 @@ from adadelta_tx._core.hyperparameters import (
     POSITIVE,
     scalar,
     scalar_or_schedule,
-    warn_of_cancelled,
     warn_of_unusual,
 )
 from adadelta_tx._core.recurrence import Decayed, Hyperparameters
@@ -148,8 +147,8 @@ def adadelta(
         float64 accumulators, or as 1e-16 with uint8, which suits gradients from about
         1e-8 to 20. So 0 stands for the smallest safe value.
       weight_decay: λ, a number of at least 0 or a schedule. λ times the parameters
-        is added to the gradients before the scaling. With ``grad_eps=0``, that warns,
-        because the scaling cancels the size of λ.
+        is added to the gradients before the scaling. With ``grad_eps=0``, a parameter
+        whose gradient is 0 then shrinks at a speed that does not depend on λ.
       weight_decay_mask: A tree of booleans with the parameters' structure or a
         prefix of it, or a function that returns one for the parameters: ``True``
         where weights decay. ``None`` means everywhere. Passing ``False``, or a mask
@@ -217,7 +216,6 @@ def adadelta(
     warn_of_unusual(
         learning_rate, rho, eps, ("learning_rate", "eps"), "learning_rate, rho, eps"
     )
-    warn_of_cancelled(weight_decay, grad_eps)
 
     def update_fn(
         updates: optax.Updates,

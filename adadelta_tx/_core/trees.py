@@ -51,7 +51,7 @@ def check(updates: optax.Updates, params: optax.Params | None, state: Any) -> No
         if g is None:
             continue
         for name, leaf in zip(others, row, strict=True):
-            _check_array(path, leaf, name)
+            _check_array(path, leaf, name.capitalize())
             if jnp.shape(g) != jnp.shape(leaf):
                 raise ValueError(
                     f"The gradient{at(path)} has shape {jnp.shape(g)}, but its shape "
@@ -132,7 +132,7 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     """The dtype of a leaf that Adadelta can train or be trained with."""
     number_dtype = jnp.result_type(leaf) if isinstance(leaf, float | complex) else None
     dtype = getattr(leaf, "dtype", number_dtype)
-    _check_array(path, leaf, f"the {what}s")
+    _check_array(path, leaf, f"The {what}s")
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         kind = f"dtype {dtype}" if dtype is not None else f"type {type(leaf).__name__}"
         instead = "Keep it out of the parameters, or exclude it with optax.masked."
@@ -152,17 +152,17 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _check_array(path: KeyPath, leaf: Any, where: str) -> None:
+def _check_array(path: KeyPath, leaf: Any, tree: str) -> None:
     """Checks that it is no array of another library, as far as its dtype tells."""
-    if isinstance(leaf, jax.Array):  # keys have dtypes that NumPy does not know
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):  # perhaps of keys
         return
     try:
         jnp.dtype(getattr(leaf, "dtype", None))
     except TypeError:
         kind = f"{type(leaf).__module__}.{type(leaf).__name__}"
+        instead = " Write jnp.array(x.detach().numpy())." if "torch" in kind else ""
         raise TypeError(
-            f"There must be an array of JAX or NumPy{at(path)} in {where}, got a "
-            f"{kind}. Convert it: a tensor of PyTorch by jnp.array(x.detach().numpy())."
+            f"{tree} must have arrays of JAX or NumPy, got a {kind}{at(path)}.{instead}"
         ) from None
 
 

@@ -2,9 +2,8 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +16,12 @@ from adadelta_tx._core.hyperparameters import NUMBERS, number
 from adadelta_tx._files import (
     CheckpointError,
     Description,
+    File,
     failed,
     looked_at,
     printable,
 )
 from adadelta_tx._object.matching import match
-from adadelta_tx._object.names import Node
 from adadelta_tx._object.schedules import rate, restore_rate
 from adadelta_tx._object.variables import assign, value_of
 
@@ -31,92 +30,37 @@ _NONE = {"lr": "the schedule's", "grad_epsilon": "epsilon"}
 """Numbers that may be ``None``, and what they are then."""
 
 
-class Saved(Node):
-    """An optimizer whose state goes to files, and comes from them."""
+def save_states(
+    optimizer: Any, file: File, variables: Mapping[str, Any] | None, compressed: bool
+) -> None:
+    """See :meth:`adadelta_tx.Adadelta.save_states`."""
+    own, more = _own_and_more(optimizer, variables)
+    arrays = _arrays({**own, **more})
+    numbers = _checked(_numbers(optimizer))
+    header = {"name": optimizer.name, "schedule": optimizer.lr.name, "numbers": numbers}
+    _files.write(file, header, arrays, compressed)
 
-    def save_states(
-        self,
-        file: str | os.PathLike[str] | BinaryIO,
-        variables: Mapping[str, Any] | None = None,
-        *,
-        compressed: bool = False,
-    ) -> None:
-        """Saves the state to a file. If that fails, an older file stays as it was.
 
-        Args:
-          file: A path, whose extension selects the format: ``.npz`` (or none), ``.h5``,
-            ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``; or a binary file object, which
-            gets an ``.npz`` file.
-          variables: A dict of more variables, or arrays, to save. The trained ones are
-            not among :meth:`vars`: pass ``network.vars()`` without hidden states.
-          compressed: Whether to make an ``.npz`` file smaller.
-
-        Raises:
-          CheckpointError: If the format cannot hold the state, there is no such
-            format, or its package is not installed.
-          OSError: If the file cannot be written.
-          RuntimeError: If JAX traces the call.
-          TypeError: If ``variables`` is not a dict of variables or arrays by name.
-          ValueError: If two names are the same in a file, or one is the optimizer's.
-
-        Examples:
-          >>> import adadelta_tx
-          >>> import io
-          >>> w = adadelta_tx.TrainVar(1.0)
-          >>> opt, file = adadelta_tx.Adadelta({"w": w}), io.BytesIO()
-          >>> opt.save_states(file, {"w": w})
-          >>> w.value = 0.0
-          >>> _ = file.seek(0)
-          >>> opt.load_states(file, {"w": w})
-          >>> w
-          TrainVar(1., dtype=float32)
-        """
-        own, more = _own_and_more(self, variables)
-        arrays = _arrays({**own, **more})
-        _files.write(file, _header(self), arrays, compressed)
-
-    def load_states(
-        self,
-        file: str | os.PathLike[str] | BinaryIO,
-        variables: Mapping[str, Any] | None = None,
-        verbose: bool = False,
-    ) -> None:
-        """Loads a file of :meth:`save_states`, of any optimizer's, or of BrainPy.
-
-        Accumulators and counters are those of the file then. So are rho, epsilon,
-        weight decay and learning rate, if it has them; a change is logged.
-        A file is data, whoever wrote it: nothing in it is run.
-
-        Args:
-          file: A path, whose extension selects the format, or a binary file object of
-            an ``.npz`` file, which is read from where it stands.
-          variables: A dict of more variables to load, by their names in the file.
-          verbose: Whether to log what is loaded, at level INFO.
-
-        Raises:
-          CheckpointError: If it is damaged or has other variables. Nothing has changed.
-          OSError: If it cannot be opened; FileNotFoundError if there is none.
-          TypeError: If ``variables`` is not a dict of variables.
-          ValueError: If one of them has the name of one of the optimizer's own.
-        """
-        own, more = _own_and_more(self, variables)
-        for key, variable in more.items():
-            if not hasattr(variable, "value"):
-                raise TypeError(
-                    f"variables[{key!r}] must be a variable, got {variable!r}."
-                )
-        told = _files.read(file)
-        try:
-            loaded, warnings = _load(self, told, own, more)
-        except Exception as error:
-            raise failed(file, "cannot be loaded", error) from error
-        for line in warnings:
-            _log.warning("%s", printable(f"{file}: {line}"))
-        if verbose:
-            lines = [f"loads {name}: {what}" for name, what in loaded.items()]
-            lines += [f"leaves {name}" for name in told.variables if name not in loaded]
-            for line in lines:
-                _log.info("%s", printable(f"{file}: {line}"))
+def load_states(
+    optimizer: Any, file: File, variables: Mapping[str, Any] | None, verbose: bool
+) -> None:
+    """See :meth:`adadelta_tx.Adadelta.load_states`."""
+    own, more = _own_and_more(optimizer, variables)
+    for key, variable in more.items():
+        if not hasattr(variable, "value"):
+            raise TypeError(f"variables[{key!r}] must be a variable, got {variable!r}.")
+    told = _files.read(file)
+    try:
+        loaded, warnings = _load(optimizer, told, own, more)
+    except Exception as error:
+        raise failed(file, "cannot be loaded", error) from error
+    for line in warnings:
+        _log.warning("%s", printable(f"{file}: {line}"))
+    if verbose:
+        lines = [f"loads {name}: {what}" for name, what in loaded.items()]
+        lines += [f"leaves {name}" for name in told.variables if name not in loaded]
+        for line in lines:
+            _log.info("%s", printable(f"{file}: {line}"))
 
 
 def _load(
@@ -134,10 +78,13 @@ def _load(
     had = _numbers(optimizer)
     numbers = {} if told.numbers is None else _checked(told.numbers)
     if numbers and _kind(told.schedule) != _kind(optimizer.lr.name):
+        was = f"was a {told.schedule}, whose code is in no file"
+        if numbers["lr"] is not None:
+            was = f"is {numbers['lr']}"
         numbers["lr"] = had["lr"]
         warnings.append(
-            f"lr stays {optimizer.lr!r}; in the file it was a {told.schedule}, whose "
-            "code no file has. To go on with it, make the optimizer with it."
+            f"lr stays {optimizer.lr!r}; in the file it {was}. To go on with that, "
+            "make the optimizer with it."
         )
     changed = {key: x for key, x in numbers.items() if x != had[key]}
     for key in changed:
@@ -225,12 +172,6 @@ def _leaves(variables: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"Two values have the name {key!r}.")
             leaves[key] = leaf
     return leaves
-
-
-def _header(optimizer: Any) -> dict[str, Any]:
-    name, schedule = optimizer.name, optimizer.lr.name
-    numbers = _checked(_numbers(optimizer))
-    return {"name": name, "schedule": schedule, "numbers": numbers}
 
 
 def _numbers(optimizer: Any) -> dict[str, Any]:

@@ -1,12 +1,34 @@
-"""Whether train_vars and gradients fit; what to write instead if they do not."""
+"""Whether numbers, variables and gradients fit; what to write instead if not."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
+from adadelta_tx._core.hyperparameters import NUMBERS, number
 from adadelta_tx._object.variables import imported, is_number, kind_of, value_of
+
+
+def hyperparameter(name: str) -> Any:
+    """An attribute of a number, which is checked where it is set."""
+
+    def put(optimizer: Any, value: Any) -> None:
+        if value is None and name == "weight_decay":
+            value = 0.0
+        if value is not None or name != "grad_epsilon":
+            value = number(name, value, NUMBERS[name])
+        old = vars(optimizer).get(name, value)  # or it is being made
+        if isinstance(value, Tracer) and not isinstance(old, Tracer):
+            raise RuntimeError(
+                f"{name} cannot be set to {value} inside a JAX transformation, "
+                "which does not track it. Set it outside, or pass it to an "
+                f"optimizer that is made inside: Adadelta(train_vars, {name}=…)."
+            )
+        vars(optimizer)[name] = value
+
+    return property(lambda optimizer: optimizer._own(name), put)
 
 
 def trainable(train_vars: Any, known: Mapping[str, Any], kind: Any) -> dict[str, Any]:

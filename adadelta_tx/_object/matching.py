@@ -37,7 +37,9 @@ def match(
     owners = {_of(place) for place in places.values()}
     looks = {names[place] for place in places.values()}
     left = [x for x in names if _of(x) not in owners and names[x] not in looks]
-    if left and not others:  # who loads more has said what
+    if others:  # numbers that were saved with variables are read in other ways
+        left = [x for x in left if _key(x)]
+    if left:
         how = "load_states(filename, variables=…) loads more."
         warnings.append(f"has more than {name}: {_some(left)}. {how}")
     return places, warnings
@@ -77,7 +79,7 @@ def _check_complete(
         differ = differ.format(*kinds) if kinds[0] != kinds[1] else ""
         if missing and _unnumbered(missing) <= _unnumbered(map(_key, more)):
             differ = (
-                " BrainPy numbers layers: to start again at 0, call "
+                " If these are layers that BrainPy numbered, call "
                 "bm.clear_name_cache() before you make the network."
             )
         raise CheckpointError(

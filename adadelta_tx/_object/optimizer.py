@@ -1,58 +1,33 @@
 """Adadelta as an object that updates variables, with BrainPy's interface."""
 
 import functools
+import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import jax
-import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from adadelta_tx._core import accumulators
+from adadelta_tx._core.accumulators import AccumulatorDType
 from adadelta_tx._core.diagnostics import effective_learning_rate
 from adadelta_tx._core.hints import for_arguments
-from adadelta_tx._core.hyperparameters import NUMBERS, number, warn_of_unusual
+from adadelta_tx._core.hyperparameters import warn_of_unusual
 from adadelta_tx._core.recurrence import Hyperparameters
 from adadelta_tx._core.transform import scale_by_adadelta
-from adadelta_tx._object import schedules
-from adadelta_tx._object.checkpoint import Saved
-from adadelta_tx._object.inputs import checked_grads, trainable
+from adadelta_tx._object import checkpoint, schedules
+from adadelta_tx._object.inputs import checked_grads, hyperparameter, trainable
+from adadelta_tx._object.names import Node
 from adadelta_tx._object.step import step
 from adadelta_tx._object.variables import assign, imported, is_number, kind_of
-
-# From jax 0.12 on, jnp.bfloat16 is a callable that is no type.
-AccumulatorDType = (
-    Literal["uint8", "bfloat16", "float32", "float64"] | Callable[..., Any] | np.dtype
-)
 
 _SUFFIXES = {"e_g": "_cache", "e_x": "_delta", "codes": "_codes"}
 """How the variables are called in which a parameter's accumulators are."""
 
 
-def _hyperparameter(name: str) -> Any:
-    """An attribute of a number, which is checked where it is set."""
-
-    def put(optimizer: "Adadelta", value: Any) -> None:
-        if value is None and name == "weight_decay":
-            value = 0.0
-        if value is not None or name != "grad_epsilon":
-            value = number(name, value, NUMBERS[name])
-        old = vars(optimizer).get(name, value)  # or it is being made
-        if isinstance(value, Tracer) and not isinstance(old, Tracer):
-            raise RuntimeError(
-                f"{name} cannot be set to {value} inside a JAX transformation, "
-                "which does not track it. Set it outside, or pass it to an "
-                f"optimizer that is made inside: Adadelta(train_vars, {name}=…)."
-            )
-        vars(optimizer)[name] = value
-
-    return property(lambda optimizer: optimizer._own(name), put)
-
-
-class Adadelta(Saved):
+class Adadelta(Node):
     r"""The Adadelta optimizer as an object, for code in BrainPy's style.
 
     It has the arguments of ``brainpy.optimizers.Adadelta`` (2022), and replaces that or
@@ -61,22 +36,20 @@ class Adadelta(Saved):
     :math:`x_t = (1 - \lambda) x_{t-1} - \alpha u_t`.
 
     With BrainPy's variables, or without any once BrainPy is imported, this creates an
-    ``adadelta_tx.brainpy.Adadelta``, which is also a ``brainpy.optim.Optimizer``; just
-    as ``pathlib.Path`` creates a ``PosixPath``. Subclasses are not replaced: derive
-    from that class for use with BrainPy.
+    ``adadelta_tx.brainpy.Adadelta``, which is also a ``brainpy.optim.Optimizer``.
+    Derive a subclass for use with BrainPy from that one.
 
     The accumulators are variables of the same kind as those that it trains, so
     BrainPy's and brainstate's transformations track them. Under plain ``jax.jit``
     use :func:`adadelta_tx.adadelta`. ``lr``, ``epsilon``, ``rho`` and
-    ``weight_decay`` can be assigned later. A step that BrainPy or brainstate compiled
-    keeps the values that it was compiled with, but ``opt.lr = 0.5`` does reach it if
-    ``lr`` was a number or an optax schedule.
+    ``weight_decay`` can be assigned later. That reaches a step which BrainPy or
+    brainstate compiled for ``lr`` only, if it was a number or an optax schedule.
 
     Args:
       train_vars: A dict from names to the variables to train: BrainPy's, any
         ``brainstate.State`` or :class:`adadelta_tx.Variable`. ``None`` leaves that
-        to :meth:`register_train_vars`, which BrainPy's trainers call. All are on the
-        same devices, one or more: for variables elsewhere, make another optimizer.
+        to :meth:`register_train_vars`, which BrainPy's trainers call. All must be on
+        the same devices.
       lr: Learning rate: a number of at least 0, an optax schedule (called with
         the number of updates so far), a BrainPy ``Scheduler``, or a variable. The
         default is the paper's 1. Before 2.8.1, BrainPy's default was 0.01, but
@@ -87,15 +60,13 @@ class Adadelta(Saved):
       name: A valid identifier that no optimizer in use has. ``None`` takes the
         next of ``Adadelta0``, ``Adadelta1``, …
       weight_decay: :math:`\lambda`, in [0, 1]. ``None`` means 0.
-      grad_epsilon: As ``grad_eps`` for :func:`adadelta_tx.adadelta`. ``None`` means
-        ``epsilon``, as in the paper.
+      grad_epsilon: As ``grad_eps`` for :func:`adadelta_tx.adadelta`.
       accumulator_dtype: As for :func:`adadelta_tx.adadelta`.
 
     Raises:
       TypeError: If ``train_vars`` is not a dict of variables, or a hyperparameter is
         not a number.
-      ValueError: If a number is out of its range, a variable is in ``train_vars``
-        twice, or ``name`` is taken.
+      ValueError: If a number is out of range, a variable given twice, or a name taken.
 
     Examples:
       >>> import adadelta_tx
@@ -110,10 +81,10 @@ class Adadelta(Saved):
       ['0.9865', '-1.9864']
     """
 
-    epsilon: Any = _hyperparameter("epsilon")
-    rho: Any = _hyperparameter("rho")
-    weight_decay: Any = _hyperparameter("weight_decay")
-    grad_epsilon: Any = _hyperparameter("grad_epsilon")
+    epsilon: Any = hyperparameter("epsilon")
+    rho: Any = hyperparameter("rho")
+    weight_decay: Any = hyperparameter("weight_decay")
+    grad_epsilon: Any = hyperparameter("grad_epsilon")
     vars_to_train: Any
     """The variables being trained, by the names that they were given."""
 
@@ -134,18 +105,17 @@ class Adadelta(Saved):
         accumulator_dtype: AccumulatorDType | None = None,
     ) -> None:
         """See the class."""
+        order = "train_vars, lr, epsilon, rho, name"
         if epsilon is None or not isinstance(name, str | None):
             raise TypeError(
-                "The arguments are train_vars, lr, epsilon, rho, name; weight_decay is "
-                f"keyword-only. Got epsilon={epsilon!r}, name={name!r}."
+                f"The arguments are {order}; weight_decay is keyword-only. Got "
+                f"epsilon={epsilon!r}, name={name!r}."
             )
         self.epsilon, self.rho, self.weight_decay = epsilon, rho, weight_decay
         self.grad_epsilon = grad_epsilon
         self._accumulator_dtype = accumulators.check_requested(accumulator_dtype)
         self.lr = lr
-        warn_of_unusual(
-            lr, rho, epsilon, ("lr", "epsilon"), "train_vars, lr, epsilon, rho, name"
-        )
+        warn_of_unusual(lr, rho, epsilon, ("lr", "epsilon"), order)
         if isinstance(train_vars, Mapping) and not train_vars:
             warnings.warn(
                 "train_vars is empty, so there is nothing to train. With BrainPy, make "
@@ -258,8 +228,8 @@ class Adadelta(Saved):
         trained = dict(zip(self.vars_to_train, values[0], strict=True))
         arrays = self._checked(grads, trained)
         numbers = Hyperparameters(self.rho, self.epsilon, self.grad_epsilon)
-        fixed = numbers, self.weight_decay
-        new = step(values, arrays, schedules.current_rate(self.lr), fixed)
+        rate = schedules.current_rate(self.lr)
+        new = step(values, arrays, rate, (numbers, self.weight_decay))
         assign([*chain(*columns)], [*chain(*new)])
         self.lr.step_call()
 
@@ -287,6 +257,59 @@ class Adadelta(Saved):
         kept = [[own[f"{key}{suffix}"] for key in keys] for suffix in suffixes]
         count = [own["codes_count"]] if "codes_count" in own else []
         return [[*keys.values()], *kept, count]
+
+    def save_states(
+        self,
+        file: str | os.PathLike[str] | BinaryIO,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        compressed: bool = False,
+    ) -> None:
+        """Saves the state to a file. If that fails, an older file stays as it was.
+
+        Args:
+          file: A path, whose extension selects the format: ``.npz`` (or none), ``.h5``,
+            ``.hdf5``, ``.mat``, ``.pkl`` or ``.pickle``; or a binary file object, which
+            gets an ``.npz`` file.
+          variables: A dict of more variables, or arrays, to save. The trained ones are
+            not among :meth:`vars`: pass ``network.vars()`` without hidden states.
+          compressed: Whether to make an ``.npz`` file smaller.
+
+        Raises:
+          CheckpointError: If the format cannot hold the state, there is no such
+            format, or its package is not installed.
+          OSError: If the file cannot be written.
+          RuntimeError: If JAX traces the call.
+          TypeError: If ``variables`` is not a dict of variables or arrays by name.
+          ValueError: If two names are the same in a file, or one is the optimizer's.
+        """
+        checkpoint.save_states(self, file, variables, compressed)
+
+    def load_states(
+        self,
+        file: str | os.PathLike[str] | BinaryIO,
+        variables: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Loads a file of :meth:`save_states`, of any optimizer's, or of BrainPy.
+
+        Accumulators and counters are those of the file then. So are rho, epsilon,
+        weight decay and learning rate, if it has them; a change is logged.
+        A file is data, whoever wrote it: nothing in it is run.
+
+        Args:
+          file: A path, whose extension selects the format, or a binary file object of
+            an ``.npz`` file, which is read from where it stands.
+          variables: A dict of more variables to load, by their names in the file.
+          verbose: Whether to log what is loaded, at level INFO.
+
+        Raises:
+          CheckpointError: If it is damaged or has other variables. Nothing has changed.
+          OSError: If it cannot be opened; FileNotFoundError if there is none.
+          TypeError: If ``variables`` is not a dict of variables.
+          ValueError: If one of them has the name of one of the optimizer's own.
+        """
+        checkpoint.load_states(self, file, variables, verbose)
 
     def __repr__(self) -> str:
         keys = (

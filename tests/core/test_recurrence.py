@@ -107,6 +107,24 @@ def test_equals_the_textbook(gradients, rho, eps):
             assert_textbook(got, expected, gradients.dtype, eps)
 
 
+@pytest.mark.parametrize("rho", [0.95, 0.999])
+def test_a_long_run_equals_the_textbook(rho):
+    """So long that the averages have arrived at their limits."""
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(5000, 20)) * 10.0 ** rng.uniform(-6, 6, 20)
+    gradients = gradients.astype(np.float32)
+    tx = adadelta_tx.scale_by_adadelta(rho)
+
+    def step(state, g):
+        updates, state = tx.update(g, state)
+        return state, (updates, *state)
+
+    _, found = jax.lax.scan(step, tx.init(jnp.zeros(20)), jnp.asarray(gradients))
+    want = zip(*textbook.adadelta(gradients, rho, 1e-6), strict=True)
+    for got, exact in zip(found, want, strict=True):
+        np.testing.assert_allclose(got, np.stack(exact), rtol=1e-4, atol=1e-30)
+
+
 @settings(max_examples=80)
 @given(
     gradients=gradient_runs(["float16", "bfloat16", "float32"], most_steps=8),

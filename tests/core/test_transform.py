@@ -90,8 +90,8 @@ def test_learning_rate_and_weight_decay_out_of_range(name, value):
 def test_not_a_number(name, value):
     kind = "real number"
     if name in ("learning_rate", "weight_decay"):
-        kind = "(real )?number or a schedule"
-    with pytest.raises(TypeError, match=f"{name} must be a {kind}.*, got"):
+        kind = "number or a schedule"
+    with pytest.raises(TypeError, match=f"{name} must be a {kind}, got"):
         adadelta_tx.adadelta(**{name: value})
 
 
@@ -266,27 +266,18 @@ class Tensor:
 
 
 def test_arrays_of_other_libraries():
-    """As docs/switching.md has it with PyTorch's."""
     tx, w = adadelta_tx.adadelta(), {"w": np.ones(3)}
     state, foreign = tx.init(w), {"w": Tensor()}
     of_foreign = optax.tree.set(state, e_g=foreign)
     for call, where in (
-        (lambda: tx.init(foreign), "the parameters"),
-        (lambda: tx.update(foreign, state, w), "the gradients"),
-        (lambda: tx.update(w, state, foreign), "the parameters"),
-        (lambda: tx.update(w, of_foreign, w), "the state's e_g"),
+        (lambda: tx.init(foreign), "The parameters"),
+        (lambda: tx.update(foreign, state, w), "The gradients"),
+        (lambda: tx.update(w, state, foreign), "The parameters"),
+        (lambda: tx.update(w, of_foreign, w), "The state's e_g"),
     ):
-        message = rf"array of JAX or NumPy at \['w'\] in {where}, got a .*Tensor\. Con"
+        message = rf"{where} must have arrays of JAX or.*, got a .*Tensor at \['w'\]"
         with pytest.raises(TypeError, match=message):
             call()
-
-
-def test_weight_decay_whose_size_cancels():
-    with pytest.warns(UserWarning, match="add_decayed_weights") as caught:
-        adadelta_tx.adadelta(grad_eps=0.0, weight_decay=0.1)
-    assert caught[0].filename == __file__
-    for grad_eps, decay in ((0, 0.0), (1e-6, 0.1), (None, 0.1), (np.float32(0), 0.1)):
-        adadelta_tx.adadelta(grad_eps=grad_eps, weight_decay=decay)
 
 
 def test_update_of_another_shape():

@@ -29,9 +29,10 @@ import pytest
 import scipy.io
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adadelta_tx import Adadelta, CheckpointError, TrainVar, Variable
+from adadelta_tx import Adadelta, CheckpointError, TrainVar, Variable, _files
 from tests.files import faults
 from tests.files.helpers import (
+    ARRAYS,
     ONE_EACH,
     SHAPES,
     bits,
@@ -777,6 +778,24 @@ def test_entries_of_one_name(tmp_path):
         optimizer.load_states(path)
 
 
+def test_a_file_of_another_program_is_read_twice(tmp_path, monkeypatch):
+    """If it was written just now; the second time, it has changed here."""
+    path, optimizer = tmp_path / "run.npz", one(name="A0")
+    np.savez(path, **ARRAYS)
+    optimizer.load_states(path)
+    monkeypatch.setattr(_files, "_REST", 0.1)
+
+    def written_again(seconds):
+        assert seconds == 0.1
+        np.savez(path, **{name: x + 1 for name, x in ARRAYS.items()})
+
+    monkeypatch.setattr(_files.time, "sleep", written_again)
+    with refused(optimizer, path, "is being written by another process"):
+        optimizer.load_states(path)
+    os.utime(path, (0, 0))
+    optimizer.load_states(path)
+
+
 def test_special_file():
     optimizer = one()
     with refused(optimizer, "/dev/zero", "extension"):
@@ -814,13 +833,17 @@ def test_with_the_variables_of_a_network(extension, tmp_path, caplog):
     loaded.load_states(path, network.vars())
     np.testing.assert_array_equal(network.W.value, old)
     assert not caplog.records
-    # Who loads more knows of what else was saved.
+    # A number that was saved as well is no variable that was forgotten.
     optimizer.save_states(path, {**network.vars(), "epochs": 5})
     loaded.load_states(path, network.vars())
     assert not caplog.records
     second = bp.dnn.Dense(3, 2, mode=bm.training_mode)
+    optimizer.save_states(path, {**network.vars(), **second.vars()})
+    loaded.load_states(path, network.vars())
+    (record,) = caplog.records
+    assert f"has more than {loaded.name}: {second.name}.W" in record.message
     other = Adadelta(second.train_vars().unique())
-    with refused(other, path, "call bm.clear_name_cache() before you make"):
+    with refused(other, path, "If these are layers that BrainPy numbered, call"):
         other.load_states(path)
 
 
