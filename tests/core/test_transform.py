@@ -523,7 +523,7 @@ def test_mask_that_does_not_fit(mask, error, message, function):
 
 def test_mask_that_is_a_function_of_nothing():
     tx = adadelta_tx.adadelta(weight_decay=0.1, weight_decay_mask=lambda params: None)
-    with pytest.raises(TypeError, match="weight_decay_mask.*True or False, got None"):
+    with pytest.raises(TypeError, match=r"weight_decay_mask.*True or False, got None"):
         tx.init({"w": jnp.ones(2)})
 
 
