@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -77,15 +77,16 @@ def scalar(name: str, value: Any, in_range: Range, kind: str = "a real number") 
 def scalar_or_schedule(name: str, value: Any) -> Any:
     """A learning rate or decay: a number of at least 0, or a schedule of such ones."""
     leaves = jax.tree.leaves(value) if callable(value) else ()
-    listed = isinstance(value, Mapping | list | tuple) and not callable(value)
+    many = Mapping | list | tuple | Iterator
+    listed = isinstance(value, many) and not callable(value)
     if listed or any(isinstance(x, jax.Array) and x.ndim for x in leaves):
         raise TypeError(
-            f"{name} must be a number or a schedule, got a {type(value).__name__}. "
-            "Pass parameters to init and update, not here. Wrap a "
-            "schedule that holds arrays in a function: lambda count: schedule(count)."
+            f"{name} must be a number or an optax schedule, got a "
+            f"{type(value).__name__}. Pass parameters to init and update, not here. "
+            "Wrap a schedule that holds arrays: lambda count: schedule(count)."
         )
     if not callable(value):
-        return scalar(name, value, AT_LEAST_0, "a number or a schedule")
+        return scalar(name, value, AT_LEAST_0, "a number or an optax schedule")
 
     def schedule(count: ArrayLike) -> Any:
         at = f" at update {count}" if not isinstance(count, Tracer) else ""

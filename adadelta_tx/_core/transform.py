@@ -127,9 +127,9 @@ def adadelta(
     once, and the codes become the largest. Wrap with :func:`optax.apply_if_finite` to
     skip such steps.
 
-    A learning rate of at most 0.01 warns if it is written down as a number of Python:
-    it is nearly always a habit from Adam. Numbers of NumPy or JAX, as a sweep has them,
-    and schedules do not warn.
+    A learning rate of at most 0.01 warns if it is a Python number: it is nearly
+    always a habit from Adam. NumPy or JAX numbers, as from a sweep, and schedules do
+    not warn.
 
     Args:
       learning_rate: Global factor :math:`\alpha`, a number of at least 0 or a

@@ -51,7 +51,7 @@ def check(updates: optax.Updates, params: optax.Params | None, state: Any) -> No
         if g is None:
             continue
         for name, leaf in zip(others, row, strict=True):
-            _check_array(path, leaf, name.capitalize())
+            check_array(leaf, f"{name.capitalize().removesuffix('s')}{at(path)}")
             if jnp.shape(g) != jnp.shape(leaf):
                 raise ValueError(
                     f"The gradient{at(path)} has shape {jnp.shape(g)}, but its shape "
@@ -121,10 +121,17 @@ def check_chain(
     first, scaling, last = state
     for (name, rate), link in zip(rates.items(), (first, last), strict=True):
         inner = getattr(link, "inner_state", link)  # of a mask
-        if callable(rate) and inner == () and accumulators.is_state(scaling):
+        if not accumulators.is_state(scaling):
+            continue  # which another check tells
+        if callable(rate) and inner == ():
             raise TypeError(
                 f"{name} is a schedule, but this state was made with a number, so it "
                 "has no count. Pass a number, or start from tx.init(params)."
+            )
+        if not callable(rate) and "count" in getattr(inner, "_fields", ()):
+            raise TypeError(
+                f"{name} is a number, but this state was made with a schedule, whose "
+                "count it has. Pass a schedule: for a number, optax.constant_schedule."
             )
 
 
@@ -132,7 +139,7 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     """The dtype of a leaf that Adadelta can train or be trained with."""
     number_dtype = jnp.result_type(leaf) if isinstance(leaf, float | complex) else None
     dtype = getattr(leaf, "dtype", number_dtype)
-    _check_array(path, leaf, f"The {what}s")
+    check_array(leaf, f"The {what}{at(path)}")
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         kind = f"dtype {dtype}" if dtype is not None else f"type {type(leaf).__name__}"
         instead = "Keep it out of the parameters, or exclude it with optax.masked."
@@ -152,7 +159,7 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _check_array(path: KeyPath, leaf: Any, tree: str) -> None:
+def check_array(leaf: Any, what: str) -> None:
     """Checks that it is no array of another library, as far as its dtype tells."""
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):  # perhaps of keys
         return
@@ -162,7 +169,7 @@ def _check_array(path: KeyPath, leaf: Any, tree: str) -> None:
         kind = f"{type(leaf).__module__}.{type(leaf).__name__}"
         instead = " Write jnp.array(x.detach().numpy())." if "torch" in kind else ""
         raise TypeError(
-            f"{tree} must have arrays of JAX or NumPy, got a {kind}{at(path)}.{instead}"
+            f"{what} must be an array of JAX or NumPy, got a {kind}.{instead}"
         ) from None
 
 
@@ -175,10 +182,13 @@ def difference(got: PyTree, want: PyTree, path: KeyPath = ()) -> str:
     ours, theirs = dict(_children(got)), dict(_children(want))
     names = [[keystr((*path, *key)) for key in x] for x in (ours, theirs)]
     missing, unknown = (sorted(set(a) - set(b)) for a, b in (reversed(names), names))
+    told = []
     for names, what in ((missing, "missing"), (unknown, "unknown")):
         if names:
             shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            return f"{shown} {'are' if len(names) > 1 else 'is'} {what}"
+            told.append(f"{shown} {'are' if len(names) > 1 else 'is'} {what}")
+    if told:
+        return ", and ".join(told)
     for key, child in ours.items():
         other = theirs[key]
         alike = jax.tree.structure(child) == jax.tree.structure(other)

@@ -78,13 +78,13 @@ def _load(
     had = _numbers(optimizer)
     numbers = {} if told.numbers is None else _checked(told.numbers)
     if numbers and _kind(told.schedule) != _kind(optimizer.lr.name):
-        was = f"was a {told.schedule}, whose code is in no file"
+        its = f"it followed a {told.schedule}, which files do not contain"
         if numbers["lr"] is not None:
-            was = f"is {numbers['lr']}"
+            its = f"it is {numbers['lr']}"
         numbers["lr"] = had["lr"]
         warnings.append(
-            f"lr stays {optimizer.lr!r}; in the file it {was}. To go on with that, "
-            "make the optimizer with it."
+            f"lr stays {optimizer.lr!r}; in the file, {its}. To continue with that, "
+            "pass it as lr when you make the optimizer."
         )
     changed = {key: x for key, x in numbers.items() if x != had[key]}
     for key in changed:

@@ -40,8 +40,8 @@ def match(
     if others:  # numbers that were saved with variables are read in other ways
         left = [x for x in left if _key(x)]
     if left:
-        how = "load_states(filename, variables=…) loads more."
-        warnings.append(f"has more than {name}: {_some(left)}. {how}")
+        how = "To load these too, write load_states(file, network.vars())."
+        warnings.append(f"not loaded: {_some(left)}. {how}")
     return places, warnings
 
 
@@ -58,7 +58,7 @@ def _owner(file: Description, name: str, own: Collection[str]) -> str:
         write = "Give the optimizer the name that its variables have there."
         if file.owner:
             write = f"It was saved by {file.owner}: load it by that one's load_states"
-            write += "(filename, variables=…), with the other's vars()."
+            write += "(file, variables), with the other's vars()."
         raise CheckpointError(f"it has variables of {_some(found)}. {write}")
     return owner
 

@@ -90,7 +90,7 @@ def test_learning_rate_and_weight_decay_out_of_range(name, value):
 def test_not_a_number(name, value):
     kind = "real number"
     if name in ("learning_rate", "weight_decay"):
-        kind = "number or a schedule"
+        kind = "number or an optax schedule"
     with pytest.raises(TypeError, match=f"{name} must be a {kind}, got"):
         adadelta_tx.adadelta(**{name: value})
 
@@ -270,12 +270,12 @@ def test_arrays_of_other_libraries():
     state, foreign = tx.init(w), {"w": Tensor()}
     of_foreign = optax.tree.set(state, e_g=foreign)
     for call, where in (
-        (lambda: tx.init(foreign), "The parameters"),
-        (lambda: tx.update(foreign, state, w), "The gradients"),
-        (lambda: tx.update(w, state, foreign), "The parameters"),
+        (lambda: tx.init(foreign), "The parameter"),
+        (lambda: tx.update(foreign, state, w), "The gradient"),
+        (lambda: tx.update(w, state, foreign), "The parameter"),
         (lambda: tx.update(w, of_foreign, w), "The state's e_g"),
     ):
-        message = rf"{where} must have arrays of JAX or.*, got a .*Tensor at \['w'\]"
+        message = rf"{where} at \['w'\] must be an array of JAX or .*, got a .*Tensor\."
         with pytest.raises(TypeError, match=message):
             call()
 
@@ -292,7 +292,7 @@ def test_update_of_another_shape():
 
 
 TREES = [
-    ({"v": [1.0, 1.0]}, r"\['w'\] is missing\.$"),
+    ({"v": [1.0, 1.0]}, r"\['w'\] is missing, and \['v'\] is unknown\.$"),
     ({"w": [1.0]}, r"\['w'\]\[1\] is missing\.$"),
     ({"w": [1.0, 1.0], "v": 1.0}, r"\['v'\] is unknown\.$"),
     ({"w": [1.0, 1.0], **dict.fromkeys("abcd", 1.0)}, r"\['a'\].*, … are unknown\.$"),
@@ -458,7 +458,7 @@ class Model(eqx.Module):
 )
 def test_a_model_is_no_learning_rate(name, value):
     with pytest.raises(
-        TypeError, match=f"{name} must be a number or a schedule, got a"
+        TypeError, match=f"{name} must be a number or an optax schedule, got a"
     ):
         adadelta_tx.adadelta(**{name: value})
 
@@ -795,13 +795,14 @@ def test_state_of_another_optimizer():
 
 
 @pytest.mark.parametrize("argument", ["learning_rate", "weight_decay"])
-def test_a_schedule_with_the_state_of_a_number(argument):
+def test_a_schedule_and_a_number_have_different_states(argument):
     params = {"w": jnp.ones(2)}
     tx = adadelta_tx.adadelta(**{argument: optax.constant_schedule(0.1)})
     state = adadelta_tx.adadelta(**{argument: 0.1}).init(params)
     with pytest.raises(TypeError, match=f"{argument} is a schedule.*no count"):
         tx.update(params, state, params)
-    adadelta_tx.adadelta(**{argument: 0.1}).update(params, tx.init(params), params)
+    with pytest.raises(TypeError, match=f"{argument} is a number.*constant_schedule"):
+        adadelta_tx.adadelta(**{argument: 0.1}).update(params, tx.init(params), params)
     adam = optax.adamw(1.0).init(params)
     with pytest.raises(TypeError, match=r"must be an optax\.ScaleByAdaDeltaState"):
         tx.update(params, adam, params)
@@ -957,7 +958,9 @@ def parameters_first(_):
 
 def test_parameters_that_are_a_tuple():
     tx, params = adadelta_tx.adadelta(), (jnp.ones(2), {"a": jnp.ones(2)})
-    with pytest.raises(ValueError, match=r"\['a'\] is missing\.$"):
+    with pytest.raises(
+        ValueError, match=r"\['a'\] is missing, and .*\['b'\] is unknown\.$"
+    ):
         tx.update((jnp.ones(2), {"b": jnp.ones(2)}), tx.init(params), params)
 
 

@@ -416,7 +416,7 @@ def test_h5_with_all_kinds_of_other_entries(tmp_path, caplog):
     told = caplog.records[-1].message
     assert caplog.records[-1].levelno == logging.WARNING
     more = "chunked, empty, link, notes, packed and 3"
-    assert f"has more than {ours.name}: {more}" in told
+    assert f"not loaded: {more}" in told
 
 
 def unread(folder, theirs):
