@@ -412,7 +412,7 @@ def test_h5_with_all_kinds_of_other_entries(tmp_path, caplog):
         file["empty"] = h5py.Empty("f4")
         file["link"] = h5py.SoftLink("/nothing")
         file["records"] = np.zeros(2, "i4,f4")
-    ours = loads(path, keys, theirs)
+    loads(path, keys, theirs)
     told = caplog.records[-1].message
     assert caplog.records[-1].levelno == logging.WARNING
     more = "chunked, empty, link, notes, packed and 3"

@@ -172,6 +172,15 @@ def test_numbers_are_set_wrongly(key, way):
     opt.update(grads(0))
 
 
+def test_a_gradient_of_another_library():
+    class Tensor:
+        dtype, shape = object(), (3,)
+
+    opt = Adadelta(variables())
+    with pytest.raises(TypeError, match=r"Gradient 'w' must be an array of .*Tensor\."):
+        opt.update({**grads(0), "w": Tensor()})
+
+
 def test_lr_is_set_by_assignment():
     opt = Adadelta(variables())
     schedule = opt.lr
