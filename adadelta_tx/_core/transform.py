@@ -284,8 +284,8 @@ def _scaling(
 
         # Not the same arrays twice: a training loop donates both.
         names = accumulators.names_for(requested)
-        trees_ = {name: tree_map_with_path(zeros, params) for name in names}
-        return accumulators.state_of(trees_, count=jnp.zeros([], jnp.int32))
+        made = {name: tree_map_with_path(zeros, params) for name in names}
+        return accumulators.state_of(made, count=jnp.zeros([], jnp.int32))
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
