@@ -151,6 +151,7 @@ with open(path, "r+b") as file:
 def rewritten(path, contents, pause):
     """Another process writes contents in place by turns."""
     paths = [path.with_name(f"{i}") for i in range(len(contents))]
+    path.write_bytes(contents[0])  # whole, if the last writer was killed at work
     for one_, content in zip(paths, contents, strict=True):
         one_.write_bytes(content)
     command = [sys.executable, "-c", WRITER, path, str(pause), *paths]
