@@ -99,10 +99,11 @@ def read(file: Any) -> Description:
 
 def _check_at_rest(file: BinaryIO, data: bytes, start: float) -> None:
     """Checks that a file without digests was not being written when it was read."""
-    if os.fstat(file.fileno()).st_mtime > start - _REST:
+    written = os.fstat(file.fileno()).st_mtime
+    if written > start - _REST:
         time.sleep(_REST)
         file.seek(0)
-        if file.read() != data:
+        if file.read() != data or os.fstat(file.fileno()).st_mtime != written:
             raise CheckpointError("is being written by another process.")
 
 
