@@ -14,6 +14,7 @@ from adadelta_tx._core import accumulators, rounding
 from benchmarks import _models, demo, low_memory
 from benchmarks._report import step_of
 from tests import textbook
+from tests.steps import compiled
 
 EPS = 1e-6
 CODED = adadelta_tx.adadelta(accumulator_dtype=jnp.uint8)
@@ -273,7 +274,7 @@ def params_and_gradients(steps=20):
 
 def trained(steps=20, tx=CODED):
     params, grads = params_and_gradients(steps)
-    step = jax.jit(step_of(tx))
+    step = compiled(tx)
     carry = params, tx.init(params)
     for g in grads:
         carry = step(*carry, g)

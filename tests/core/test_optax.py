@@ -1,6 +1,5 @@
 """adadelta_tx inside optax, as its users combine it."""
 
-import functools
 import re
 
 import chex
@@ -14,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adadelta_tx
-from benchmarks._report import step_of
 from tests import textbook
+from tests.steps import compiled
 
 PARAMS = {"w": np.array([1.0, -2.0, 3.0], np.float32), "b": np.float32(0.5)}
 STEPS = 6
@@ -27,11 +26,6 @@ def gradients(seed=1):
         jax.tree.map(lambda p: rng.normal(size=np.shape(p)).astype(np.float32), PARAMS)
         for _ in range(STEPS)
     ]
-
-
-@functools.cache
-def compiled(tx):
-    return jax.jit(step_of(tx))
 
 
 def train(tx, params=PARAMS, grads=None, state=None):

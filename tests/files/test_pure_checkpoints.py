@@ -1,7 +1,5 @@
 """Checkpoints of the pure state by Orbax and Flax: resumed runs give the same bits."""
 
-import functools
-
 import chex
 import flax.serialization
 import jax
@@ -13,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adadelta_tx
-from benchmarks._report import step_of
+from tests.steps import compiled
 
 TRANSFORMATIONS = {
     "plain": adadelta_tx.adadelta(),
@@ -28,11 +26,6 @@ TRANSFORMATIONS = {
 
 def start():
     return {"w": jnp.ones((8, 4)), "b": jnp.ones(8, jnp.bfloat16), "c": jnp.ones(())}
-
-
-@functools.cache
-def compiled(tx):
-    return jax.jit(step_of(tx))
 
 
 def train(tx, params, state, first, last):
