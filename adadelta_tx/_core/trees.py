@@ -51,7 +51,8 @@ def check(updates: optax.Updates, params: optax.Params | None, state: Any) -> No
         if g is None:
             continue
         for name, leaf in zip(others, row, strict=True):
-            check_array(leaf, f"{name.capitalize().removesuffix('s')}{at(path)}")
+            if is_foreign(leaf):
+                raise foreign(leaf, f"{name.capitalize().removesuffix('s')}{at(path)}")
             if jnp.shape(g) != jnp.shape(leaf):
                 raise ValueError(
                     f"The gradient{at(path)} has shape {jnp.shape(g)}, but its shape "
@@ -119,10 +120,10 @@ def check_chain(
             f"got {got}. Write tx.update(grads, state, params)."
         )
     first, scaling, last = state
+    if not accumulators.is_state(scaling):
+        return  # which the check of the scaling tells
     for (name, rate), link in zip(rates.items(), (first, last), strict=True):
         inner = getattr(link, "inner_state", link)  # of a mask
-        if not accumulators.is_state(scaling):
-            continue  # which another check tells
         if callable(rate) and inner == ():
             raise TypeError(
                 f"{name} is a schedule, but this state was made with a number, so it "
@@ -139,7 +140,8 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     """The dtype of a leaf that Adadelta can train or be trained with."""
     number_dtype = jnp.result_type(leaf) if isinstance(leaf, float | complex) else None
     dtype = getattr(leaf, "dtype", number_dtype)
-    check_array(leaf, f"The {what}{at(path)}")
+    if is_foreign(leaf):
+        raise foreign(leaf, f"The {what}{at(path)}")
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         kind = f"dtype {dtype}" if dtype is not None else f"type {type(leaf).__name__}"
         instead = "Keep it out of the parameters, or exclude it with optax.masked."
@@ -159,18 +161,22 @@ def inexact_dtype(path: KeyPath, leaf: Any, what: str) -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def check_array(leaf: Any, what: str) -> None:
-    """Checks that it is no array of another library, as far as its dtype tells."""
+def is_foreign(leaf: Any) -> bool:
+    """Whether it is an array of another library, as far as its dtype tells."""
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):  # perhaps of keys
-        return
+        return False
     try:
         jnp.dtype(getattr(leaf, "dtype", None))
     except TypeError:
-        kind = f"{type(leaf).__module__}.{type(leaf).__name__}"
-        instead = " Write jnp.array(x.detach().numpy())." if "torch" in kind else ""
-        raise TypeError(
-            f"{what} must be an array of JAX or NumPy, got a {kind}.{instead}"
-        ) from None
+        return True
+    return False
+
+
+def foreign(leaf: Any, what: str) -> TypeError:
+    """The error for what :func:`is_foreign`."""
+    kind = f"{type(leaf).__module__}.{type(leaf).__name__}"
+    instead = " Write jnp.array(x.detach().numpy())." if "torch" in kind else ""
+    return TypeError(f"{what} must be an array of JAX or NumPy, got a {kind}.{instead}")
 
 
 def difference(got: PyTree, want: PyTree, path: KeyPath = ()) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from adadelta_tx._core.hyperparameters import NUMBERS, number
-from adadelta_tx._core.trees import check_array
+from adadelta_tx._core.trees import foreign, is_foreign
 from adadelta_tx._object.variables import imported, is_number, kind_of, value_of
 
 
@@ -132,7 +132,8 @@ def checked_grads(grads: Any, values: Mapping[str, Any]) -> list[Any]:
         )
     arrays = [value_of(grads[key]) for key in values]
     for (key, value), g in zip(values.items(), arrays, strict=True):
-        check_array(g, f"Gradient {key!r}")
+        if is_foreign(g):
+            raise foreign(g, f"Gradient {key!r}")
         if getattr(g, "shape", None) != getattr(value, "shape", 0) or (
             g.dtype != value.dtype
         ):
